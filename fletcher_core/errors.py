@@ -1,0 +1,52 @@
+"""The failures Fletcher reports. Each message names the thing that is wrong and what to do about it.
+
+Everything public raises a subclass of `FletcherError`, so that one `except` clause catches all of them.
+"""
+
+
+class FletcherError(Exception):
+    """Base of every failure that Fletcher reports on purpose."""
+
+
+class ConfigError(FletcherError):
+    """A setting has a value that cannot work."""
+
+
+class SourceError(FletcherError):
+    """A table, file or column to read from is missing, locked or damaged."""
+
+
+class InputError(FletcherError):
+    """Rows of the input cannot be embedded and the policy in force is to fail on them."""
+
+
+class ModelError(FletcherError):
+    """A model's files are missing, damaged or of an unsupported kind."""
+
+
+class EngineError(FletcherError):
+    """The device or the inference engine failed."""
+
+
+class StoreError(FletcherError):
+    """The vector store on disk cannot be read or written."""
+
+
+class StoreLockedError(StoreError):
+    """Another run is writing the same partition of the vector store."""
+
+
+class LongbowError(FletcherError):
+    """A call to a Longbow server failed."""
+
+
+class LongbowUnavailable(LongbowError):
+    """Longbow did not answer in time or is down: try again later; the outcome of an open put is unknown."""
+
+
+class LongbowRejected(LongbowError):
+    """Longbow refused the request for good: the same request will be refused again."""
+
+
+class LongbowNotFound(LongbowError):
+    """The dataset or row does not exist on the Longbow server."""
