@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from fletcher_core.batching import plan_batches
 from fletcher_core.engines import Engine, OpenVinoEngine, Precision
-from fletcher_core.errors import ConfigError, EngineError, InputError
+from fletcher_core.errors import ConfigError, EngineError, InputError, RunCancelled
 from fletcher_core.guard import sound_vectors
 from fletcher_core.models import ModelCard, ModelPackage, load_weights, resolve_model
 from fletcher_core.prefetch import prefetch
@@ -34,7 +35,8 @@ WINDOW = 2048
 @dataclass(frozen=True)
 class EmbeddedTexts:
     """Vectors of `n` texts: `vectors` float32 [n, dim]; `token_counts` int32 [n] before any cut; `cut` and `sound` bool
-    [n] (too long for the model; finite and of unit norm); `computed_tokens` and `padded_tokens` what the engine ran."""
+    [n] (too long for the model; finite and of unit norm); `computed_tokens` and `padded_tokens` what the engine ran;
+    `tokenize_seconds` and `compute_seconds` the time that the tokenizer and the engine were busy with them."""
 
     vectors: Vectors
     token_counts: Int32
@@ -42,6 +44,8 @@ class EmbeddedTexts:
     sound: npt.NDArray[np.bool_]
     computed_tokens: int
     padded_tokens: int
+    tokenize_seconds: float
+    compute_seconds: float
 
 
 class Embedder:
@@ -158,6 +162,12 @@ class Embedder:
         windows = ((start, texts[start : start + WINDOW]) for start in starts)
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         for start, result in self.stream(windows):
+            if self.encoder.long_text == "error" and result.cut.any():
+                row = int(np.argmax(result.cut))
+                raise InputError(
+                    f"text {start + row} has {result.token_counts[row]} tokens and the limit is "
+                    f"{self.encoder.max_length}: shorten it, or set long_text to 'truncate' or 'chunk'"
+                )
             if not result.sound.all():
                 raise EngineError(
                     f"the vector of text {start + int(np.argmin(result.sound))} is not finite or has no length; "
@@ -201,39 +211,56 @@ class Embedder:
                 raise InputError(f"the batch has no column {column!r}; it has {', '.join(batch.schema.names)}")
             yield batch.append_column(output, self.embed_arrow(batch.column(column)))
 
-    def stream(self, windows: Iterable[tuple[Payload, Sequence[str]]]) -> Iterator[tuple[Payload, EmbeddedTexts]]:
+    def stream(
+        self, windows: Iterable[tuple[Payload, Sequence[str]]], cancelled: threading.Event | None = None
+    ) -> Iterator[tuple[Payload, EmbeddedTexts]]:
         """Embed windows of texts one after another without letting the engine wait between them.
 
         `windows` is drawn from and tokenized on a thread of its own, two windows ahead. Yields each window's payload
-        with its result, in order. Unsound vectors are flagged, not raised.
+        with its result, in order. Texts that were cut and vectors that are unsound are flagged, not raised.
 
         Raises:
-            InputError, EngineError: as `embed`.
+            InputError: a text is no valid str.
+            EngineError: the device failed.
+            RunCancelled: `cancelled` was set; noticed between two batches.
         """
-
-        def encode() -> Iterator[tuple[Payload, EncodedTexts]]:
-            for payload, texts in windows:
-                yield payload, self.encoder.encode(texts)
-
         open_windows: deque[_Window[Payload]] = deque()
+        waited = 0.0
+
+        def encode() -> Iterator[_Window[Payload]]:
+            for payload, texts in windows:
+                started = time.perf_counter()
+                encoded = self.encoder.encode(texts)
+                yield _Window(payload, encoded, self, time.perf_counter() - started)
 
         def batches() -> Generator[TokenBatch]:
+            nonlocal waited
             encoded = prefetch(encode(), depth=2)
             try:
-                for payload, texts in encoded:
-                    window = _Window(payload, texts, self)
+                while True:
+                    started = time.perf_counter()
+                    window = next(encoded, None)
+                    waited += time.perf_counter() - started
+                    if window is None:
+                        return
                     open_windows.append(window)
-                    yield from window.batches()
+                    for batch in window.batches():
+                        if cancelled is not None and cancelled.is_set():
+                            raise RunCancelled("the run was cancelled")
+                        yield batch
             finally:
                 encoded.close()
 
         with self._turn:
             source = batches()
             try:
+                started = time.perf_counter()
                 for vectors in self.engine.run(source):
+                    busy, waited = time.perf_counter() - started - waited, 0.0
                     while open_windows[0].done:
                         yield open_windows.popleft().finish()
-                    open_windows[0].accept(vectors)
+                    open_windows[0].accept(vectors, busy)
+                    started = time.perf_counter()
                 while open_windows:
                     yield open_windows.popleft().finish()
             finally:
@@ -243,7 +270,7 @@ class Embedder:
 class _Window(Generic[Payload]):
     """A window on its way through the engine: its batches go out in order and their vectors come back in order."""
 
-    def __init__(self, payload: Payload, texts: EncodedTexts, embedder: Embedder):
+    def __init__(self, payload: Payload, texts: EncodedTexts, embedder: Embedder, tokenize_seconds: float):
         self.payload = payload
         self.texts = texts
         self.embedder = embedder
@@ -254,6 +281,8 @@ class _Window(Generic[Payload]):
         self.padded_tokens = sum(width * len(rows) for width, rows in zip(widths, self.plan, strict=True))
         self.vectors = np.empty((len(lengths), embedder.dimension), dtype=np.float32)
         self.returned = 0
+        self.tokenize_seconds = tokenize_seconds
+        self.compute_seconds = 0.0
 
     def batches(self) -> Iterator[TokenBatch]:
         return (self.texts.sequences.take(rows) for rows in self.plan)
@@ -262,8 +291,9 @@ class _Window(Generic[Payload]):
     def done(self) -> bool:
         return self.returned == len(self.plan)
 
-    def accept(self, vectors: Vectors) -> None:
+    def accept(self, vectors: Vectors, seconds: float) -> None:
         self.vectors[self.plan[self.returned]] = vectors
+        self.compute_seconds += seconds
         self.returned += 1
 
     def finish(self) -> tuple[Payload, EmbeddedTexts]:
@@ -276,6 +306,8 @@ class _Window(Generic[Payload]):
             sound=sound_vectors(vectors, normalized),
             computed_tokens=len(self.texts.sequences.ids),
             padded_tokens=self.padded_tokens,
+            tokenize_seconds=self.tokenize_seconds,
+            compute_seconds=self.compute_seconds,
         )
 
 
@@ -292,9 +324,10 @@ def _pool_chunks(vectors: Vectors, texts: EncodedTexts, normalized: bool) -> Vec
         return vectors
     weights = texts.sequences.lengths.astype(np.float32)[:, None]
     starts = np.searchsorted(texts.text_of, np.arange(count))
-    pooled: Vectors = np.add.reduceat(vectors * weights, starts, axis=0) / np.add.reduceat(weights, starts, axis=0)
+    pooled = np.add.reduceat(vectors * weights, starts, axis=0) / np.add.reduceat(weights, starts, axis=0)
     if normalized:
-        pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
+        pooled = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+    pooled = pooled.astype(np.float32, copy=False)
     # A text of one chunk keeps its vector to the last bit.
     single = np.bincount(texts.text_of, minlength=count) == 1
     pooled[single] = vectors[starts[single]]

@@ -28,6 +28,10 @@ class EngineError(FletcherError):
     """The device or the inference engine failed."""
 
 
+class RunCancelled(FletcherError):
+    """The caller asked the run to stop; what was committed stays, the next run does the rest."""
+
+
 class StoreError(FletcherError):
     """The vector store on disk cannot be read or written."""
 

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from fletcher_core.errors import ConfigError, InputError
+from fletcher_core.errors import ConfigError
 from fletcher_core.tokenizers.huggingface import HuggingFaceTokenizer
 from fletcher_core.tokens import Int32, Int64, TokenBatch, cumulative
 
@@ -36,7 +36,7 @@ class TextEncoder:
         tokenizer: gives bare token ids.
         max_length: the most tokens of a sequence, special tokens included.
         long_text: "truncate" keeps the head; "chunk" makes windows of `max_length` that overlap by `overlap` tokens;
-            "error" raises.
+            "error" cuts like "truncate": who uses the vectors must refuse those of texts marked as cut.
         overlap: tokens that neighbouring chunks share.
         prompt: text put before each input; its tokens are repeated in every chunk.
 
@@ -79,7 +79,7 @@ class TextEncoder:
         """Tokenize `texts` (n of them).
 
         Raises:
-            InputError: a text is no valid str, or is too long under the policy "error"; the message names its position.
+            InputError: a text is no valid str; the message names its position.
         """
         if self.prompt:
             texts = [self.prompt + text if isinstance(text, str) else text for text in texts]
@@ -87,13 +87,6 @@ class TextEncoder:
         lengths = bare.lengths
         long = lengths > self.room
         specials = len(self.tokenizer.prefix) + len(self.tokenizer.suffix)
-        if self.long_text == "error" and long.any():
-            row = int(np.argmax(long))
-            raise InputError(
-                f"text {row} has {lengths[row] + specials} tokens and the limit is {self.max_length} "
-                f"({int(long.sum())} of {len(texts)} texts are too long): shorten them, or set long_text to "
-                "'truncate' or 'chunk'"
-            )
         if self.long_text == "chunk" and long.any():
             pieces, text_of = self._chunks(bare, long)
         else:

@@ -1,0 +1,395 @@
+"""One materialization: bring a source's vectors in the store up to date, and send them on their way to Longbow.
+
+source -> changes -> tokens -> batches -> engine -> guard -> store -> Longbow. Each window of rows goes through on its
+own: reading and tokenizing run ahead on one thread, the engine computes, another thread commits, the sender delivers.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Literal
+from uuid import uuid4
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fletcher_core.changes import Changes, detect_changes
+from fletcher_core.embedder import WINDOW, EmbeddedTexts, Embedder, vector_array
+from fletcher_core.errors import RunCancelled
+from fletcher_core.longbow.client import LongbowClient
+from fletcher_core.longbow.sender import Sender, SenderSettings
+from fletcher_core.sources import Partition, Source, metadata_schema
+from fletcher_core.store import Generation, VectorStore
+from fletcher_core.store.schema import VectorType
+from fletcher_core.telemetry import DeliveryCounts, Progress, RunReport, StageSeconds
+
+_LOG = logging.getLogger(__name__)
+
+# Bytes of a segment: one put to Longbow must stay below 32 MiB, and its rows carry a little more than the vector.
+_SEGMENT_BYTES = 20 * 2**20
+_ROW_OVERHEAD = 512
+
+
+@dataclass(frozen=True)
+class MaterializeSettings:
+    """How a run behaves.
+
+    Args:
+        vector_type: how vectors are stored, "float32" or "float16".
+        on_empty: null texts and texts without a visible character: "skip" (and count) or "error".
+        on_duplicate: an id with several different texts: "quarantine" or "error".
+        segment_rows: the most rows of a segment; fewer where vectors are long.
+        commit_seconds: commit at least this often, so that a killed run loses at most this much work.
+        memory_limit: of DuckDB while it detects changes, as DuckDB writes it.
+        max_segments: compact a partition that has more files than this at the end of a run.
+        delivery_timeout: seconds to wait at the end for Longbow to make the rows searchable; what is not delivered by
+            then stays in the store and goes with the next run.
+    """
+
+    vector_type: VectorType = "float32"
+    on_empty: Literal["skip", "error"] = "skip"
+    on_duplicate: Literal["quarantine", "error"] = "quarantine"
+    segment_rows: int = 8192
+    commit_seconds: float = 10.0
+    memory_limit: str = "2GB"
+    max_segments: int = 32
+    delivery_timeout: float = 60.0
+
+
+def materialize(
+    source: Source,
+    *,
+    embedder: Embedder,
+    store: VectorStore,
+    partition: Partition | None = None,
+    longbow: LongbowClient | None = None,
+    settings: MaterializeSettings | None = None,
+    sender_settings: SenderSettings | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    cancelled: threading.Event | None = None,
+    run_id: str | None = None,
+) -> RunReport:
+    """Embed what is new or changed in `source`, remove what is gone, and deliver the difference.
+
+    Rows are committed in segments as the run goes on; a run that is killed or cancelled leaves what it committed, and
+    the next one does only the rest.
+
+    Args:
+        partition: the slice of the source to bring up to date; None is all of it.
+        longbow: where to deliver to; None keeps the vectors in the store only.
+        progress: called after each window of rows, on this thread.
+        cancelled: set it to stop within about a batch's time.
+        run_id: names the run in the store; made up when None.
+
+    Raises:
+        SourceError: the source cannot be read, or has rows that the policy in force refuses.
+        InputError: as above, for rows.
+        StoreLockedError: another run is writing this partition.
+        StoreError, EngineError: the disk or the device failed.
+        RunCancelled: `cancelled` was set.
+    """
+    partition = partition or Partition()
+    settings = settings or MaterializeSettings()
+    run_id = run_id or uuid4().hex
+    started = time.perf_counter()
+    generation = store.generation(embedder.card, metadata_schema(source), settings.vector_type)
+    with ExitStack() as stack:
+        stack.enter_context(generation.locked(partition.key, run_id))
+        folder = stack.enter_context(store.workspace(run_id))
+        sender = None
+        if longbow is not None:
+            sender = Sender(generation, longbow, sender_settings or SenderSettings())
+            stack.callback(sender.close)
+            sender.start()
+        changes = detect_changes(
+            source,
+            partition,
+            generation,
+            folder,
+            on_empty=settings.on_empty,
+            on_duplicate=settings.on_duplicate,
+            memory_limit=settings.memory_limit,
+        )
+        run = _Run(
+            partition, embedder, store, generation, settings, sender, run_id, changes, started, progress, cancelled
+        )
+        run.seconds = replace(run.seconds, diff=time.perf_counter() - started)
+        run.announce()
+        run.quarantine(changes.quarantined)
+        run.write_deletes()
+        run.embed()
+        run.tidy()
+        seconds_total = time.perf_counter() - started
+        delivery = run.deliver()
+        return run.report(seconds_total, delivery)
+
+
+@dataclass
+class _Window:
+    """Rows of the snapshot on their way: `unique` int64 are the rows to embed, one for each text without a vector yet;
+    `text_of` int64 [rows] says which of those a row shares its text with, -1 where the vector is known."""
+
+    rows: pa.Table
+    unique: npt.NDArray[np.int64]
+    text_of: npt.NDArray[np.int64]
+
+
+@dataclass
+class _Run:
+    """The state of one materialization; methods in the order in which they are called."""
+
+    partition: Partition
+    embedder: Embedder
+    store: VectorStore
+    generation: Generation
+    settings: MaterializeSettings
+    sender: Sender | None
+    run_id: str
+    changes: Changes
+    started: float
+    progress: Callable[[Progress], None] | None
+    cancelled: threading.Event | None
+    seconds: StageSeconds = field(default_factory=StageSeconds)
+    read_seconds: float = 0.0
+    write_seconds: float = 0.0
+    quarantined: int = 0
+    truncated: int = 0
+    cache_hits: int = 0
+    embedded: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    timeline: list[tuple[float, float]] = field(default_factory=list)
+    note: str = ""
+
+    @property
+    def _to_write(self) -> int:
+        return self.changes.new + self.changes.changed + self.changes.stale
+
+    def announce(self) -> None:
+        """Say at once what is ahead, above all that a changed model re-embeds everything."""
+        if self.changes.stale:
+            previous = next((other for other in self.generation.siblings() if other.name != self.generation.name), None)
+            self.note = (
+                f"the model changed: {self.changes.stale} rows embedded by "
+                f"{previous.name if previous else 'an earlier model'} are embedded again as {self.generation.name}"
+            )
+            _LOG.info(self.note)
+
+    def quarantine(self, rows: pa.Table) -> None:
+        self.store.quarantine.write(rows, run_id=self.run_id, partition_key=self.partition.key)
+        self.quarantined += rows.num_rows
+
+    def write_deletes(self) -> None:
+        if not self.changes.deleted:
+            return
+        file = pq.ParquetFile(self.changes.deleted_path)
+        for batch in file.iter_batches(self._segment_rows()):
+            self._commit(_delete_rows(pa.Table.from_batches([batch]), self.generation))
+
+    def embed(self) -> None:
+        """Stream the snapshot through the engine; commit finished windows in segments."""
+        if not self._to_write:
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="fletcher-write") as writer:
+            pending: list[pa.Table] = []
+            writing: Future[None] | None = None
+            last_commit = time.perf_counter()
+
+            def commit() -> None:
+                nonlocal writing, pending, last_commit
+                if writing is not None:
+                    writing.result()  # one segment in the writer's hands at a time: memory stays bounded
+                writing = writer.submit(self._commit, pa.concat_tables(pending))
+                pending, last_commit = [], time.perf_counter()
+
+            results = self.embedder.stream(self._windows(), self.cancelled)
+            try:
+                for window, result in results:
+                    pending.append(self._finish(window, result))
+                    due = time.perf_counter() - last_commit >= self.settings.commit_seconds
+                    if due or sum(rows.num_rows for rows in pending) + WINDOW > self._segment_rows():
+                        commit()
+            except RunCancelled:
+                if pending:  # finished work is kept, also when the run is asked to stop
+                    commit()
+                raise
+            finally:
+                results.close()
+            if pending:
+                commit()
+            if writing is not None:
+                writing.result()
+
+    def tidy(self) -> None:
+        """Retire what this run made superfluous, and merge small files."""
+        for other in self.generation.siblings():
+            if other.name != self.generation.name and self.partition.key in other.partitions():
+                self.store.retire(other.name, self.partition.key)
+        self.generation.compact_if_needed(self.partition.key, self.settings.max_segments)
+        self.store.quarantine.retain(self.partition.key, self.run_id)
+
+    def deliver(self) -> DeliveryCounts:
+        if self.sender is None:
+            return DeliveryCounts()
+        report = self.sender.drain(self.settings.delivery_timeout)
+        self.seconds = replace(self.seconds, send=sum(report.seconds.values()))
+        rows = report.rows
+        return DeliveryCounts(
+            sent=report.rows_sent,
+            bytes_sent=report.bytes_sent,
+            retired=report.rows_retired,
+            pending=sum(rows.get(state, 0) for state in ("pending", "sending", "sent")),
+            applied=rows.get("applied", 0) + rows.get("searchable", 0),
+            searchable=rows.get("searchable", 0),
+            problem=report.unavailable or report.rejected or report.not_searchable,
+        )
+
+    def report(self, seconds_total: float, delivery: DeliveryCounts) -> RunReport:
+        changes, engine = self.changes, self.embedder.engine
+        return RunReport(
+            run_id=self.run_id,
+            partition_key=self.partition.key,
+            generation=self.generation.name,
+            card=self.embedder.card,
+            engine=engine.name,
+            device=engine.device,
+            precision=engine.precision,
+            new=changes.new,
+            changed=changes.changed,
+            stale=changes.stale,
+            unchanged=changes.unchanged,
+            deleted=changes.deleted,
+            null_text=changes.null_text,
+            empty_text=changes.empty_text,
+            null_ids=changes.null_ids,
+            duplicate_ids=changes.duplicate_ids,
+            quarantined=self.quarantined,
+            truncated=self.truncated,
+            cache_hits=self.cache_hits,
+            embedded=self.embedded,
+            tokens=self.tokens,
+            padded_tokens=self.padded_tokens,
+            rows_in_store=self.generation.row_count(self.partition.key),
+            seconds_total=seconds_total,
+            seconds=replace(self.seconds, read=self.read_seconds, write=self.write_seconds),
+            delivery=delivery,
+            timeline=tuple(self.timeline),
+            note=self.note,
+        )
+
+    def _segment_rows(self) -> int:
+        return max(1, min(self.settings.segment_rows, _SEGMENT_BYTES // (4 * self.embedder.dimension + _ROW_OVERHEAD)))
+
+    def _windows(self) -> Iterator[tuple[_Window, list[str]]]:
+        """Windows of the snapshot with the texts to embed, each text once."""
+        file = pq.ParquetFile(self.changes.changes_path)
+        started = time.perf_counter()
+        for batch in file.iter_batches(min(WINDOW, self._segment_rows())):
+            window = _open_window(pa.Table.from_batches([batch]))
+            texts = window.rows["text"].take(pa.array(window.unique)).to_pylist()
+            self.read_seconds += time.perf_counter() - started
+            yield window, texts
+            started = time.perf_counter()
+
+    def _finish(self, window: _Window, result: EmbeddedTexts) -> pa.Table:
+        """Vectors of a window -> rows for the store; rows that cannot be vouched for go to the quarantine."""
+        rows = window.rows
+        share = np.maximum(window.text_of, 0)  # row -> its text in `result`; meaningless where the vector is known
+        fresh = window.text_of >= 0
+        refused = _refusals(result, self.embedder)
+        good = ~fresh | (refused[share] == "" if len(refused) else True)
+        vectors = np.empty((rows.num_rows, self.embedder.dimension), np.float32)
+        tokens = rows["tokens"].to_numpy().copy()
+        cut = rows["truncated"].to_numpy().copy()
+        if fresh.any():
+            vectors[fresh] = result.vectors[share[fresh]]
+            tokens[fresh] = result.token_counts[share[fresh]]
+            cut[fresh] = result.cut[share[fresh]]
+        if not fresh.all():
+            known = rows["vector"].combine_chunks().filter(pa.array(~fresh))
+            vectors[~fresh] = known.flatten().to_numpy().reshape(-1, self.embedder.dimension)
+        if not good.all():
+            bad = rows.filter(pa.array(~good)).select(["id", "content_hash"])
+            reasons = refused[share[~good]]
+            bad = bad.append_column("reason", pa.array([reason.split(":")[0] for reason in reasons]))
+            self.quarantine(bad.append_column("message", pa.array(list(reasons))))
+        table = rows.drop_columns(["text", "status", "vector", "tokens", "truncated"])
+        table = table.append_column("op", pa.repeat("upsert", rows.num_rows))
+        table = table.append_column("tokens", pa.array(tokens, pa.int32()))
+        table = table.append_column("truncated", pa.array(cut))
+        table = table.append_column("vector", vector_array(vectors))
+        self._count(window, result, int(cut[good].sum()))
+        return table.filter(pa.array(good)) if not good.all() else table
+
+    def _count(self, window: _Window, result: EmbeddedTexts, truncated: int) -> None:
+        self.embedded += len(window.unique)
+        self.cache_hits += window.rows.num_rows - len(window.unique)
+        self.truncated += truncated
+        self.tokens += result.computed_tokens
+        self.padded_tokens += result.padded_tokens
+        self.seconds = replace(
+            self.seconds,
+            tokenize=self.seconds.tokenize + result.tokenize_seconds,
+            compute=self.seconds.compute + result.compute_seconds,
+        )
+        now = time.perf_counter() - self.started
+        since = self.timeline[-1][0] if self.timeline else self.seconds.diff
+        self.timeline.append((now, len(window.unique) / max(now - since, 1e-9)))
+        if self.progress is not None:
+            rate = self.embedded / max(now - self.seconds.diff, 1e-9)
+            done = self.embedded + self.cache_hits
+            self.progress(Progress(embedded=done, total=self._to_write, texts_per_s=rate, seconds=now))
+
+    def _commit(self, rows: pa.Table) -> None:
+        if not rows.num_rows:
+            return
+        started = time.perf_counter()
+        self.generation.write_segment(self.partition.key, rows, self.run_id)
+        self.write_seconds += time.perf_counter() - started
+        if self.sender is not None:
+            self.sender.notify()
+
+
+def _open_window(rows: pa.Table) -> _Window:
+    hashes = rows["content_hash"].combine_chunks().dictionary_encode()
+    codes = hashes.indices.to_numpy().astype(np.int64)
+    needed = rows["vector"].is_null().to_numpy()
+    first = np.full(len(hashes.dictionary), -1, np.int64)
+    candidates = np.flatnonzero(needed)[::-1]
+    first[codes[candidates]] = candidates  # backwards, so that the first row of a text is what remains
+    unique = np.sort(first[first >= 0])
+    place = np.full(len(hashes.dictionary), -1, np.int64)
+    place[codes[unique]] = np.arange(len(unique))
+    return _Window(rows, unique, np.where(needed, place[codes], -1))
+
+
+def _refusals(result: EmbeddedTexts, embedder: Embedder) -> npt.NDArray[np.object_]:
+    """For each text '' or why its vector must not be used, as 'reason: message'."""
+    refused = np.full(len(result.sound), "", dtype=object)
+    refused[~result.sound] = "invalid_vector: the model gave a vector that is not finite or has no length"
+    if embedder.encoder.long_text == "error":
+        for row in np.flatnonzero(result.cut):
+            refused[row] = (
+                f"too_long: the text has {result.token_counts[row]} tokens and the limit is "
+                f"{embedder.encoder.max_length}; shorten it, or set long_text to 'truncate' or 'chunk'"
+            )
+    return refused
+
+
+def _delete_rows(deleted: pa.Table, generation: Generation) -> pa.Table:
+    """`id`, `replaces` -> rows for the store; all that describes a text is null."""
+    count = deleted.num_rows
+    table = deleted.select(["id", "replaces"]).append_column("op", pa.repeat("delete", count))
+    for column in generation.schema:
+        if column.name not in table.column_names and column.name in _WRITTEN | set(generation.metadata_schema.names):
+            table = table.append_column(column.name, pa.nulls(count, column.type))
+    return table
+
+
+_WRITTEN = {"content_hash", "metadata_hash", "tokens", "truncated", "vector"}

@@ -1,0 +1,108 @@
+"""The figures of one materialization. Plain ints and floats, so that whoever shows them can plot them over time."""
+
+from dataclasses import dataclass
+
+from fletcher_core.models import ModelCard
+
+
+@dataclass(frozen=True)
+class StageSeconds:
+    """Seconds that each stage was busy. Stages overlap: the sum is more than the wall time.
+
+    read: the snapshot of rows to embed; diff: the source scan and change detection; tokenize and compute; write:
+    committing segments; send: putting them to Longbow.
+    """
+
+    read: float = 0.0
+    diff: float = 0.0
+    tokenize: float = 0.0
+    compute: float = 0.0
+    write: float = 0.0
+    send: float = 0.0
+
+
+@dataclass(frozen=True)
+class DeliveryCounts:
+    """How far rows have come on their way to Longbow at the end of the run.
+
+    Of this run: `sent` rows and `bytes_sent` (Arrow buffers), `retired` (superseded versions hidden from scans there).
+    Of the whole generation, segment by segment: `pending` rows still wait, `applied` were read back from the server,
+    `searchable` were read back and are indexed. `problem` says what stands in the way, '' when nothing does.
+    """
+
+    sent: int = 0
+    bytes_sent: int = 0
+    retired: int = 0
+    pending: int = 0
+    applied: int = 0
+    searchable: int = 0
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: rows of `total` that are embedded, and the texts per second so far."""
+
+    embedded: int
+    total: int
+    texts_per_s: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What one materialization of one partition did.
+
+    Rows of the source fall into `new`, `changed`, `stale` (embedded by another model before) and `unchanged`, or are
+    left out: `null_text`, `empty_text`, `null_ids`, `quarantined`. `deleted` rows left the store. `duplicate_ids` are
+    further rows of an id with the same text: counted once above.
+    """
+
+    run_id: str
+    partition_key: str
+    generation: str
+    card: ModelCard
+    engine: str
+    device: str
+    precision: str
+    new: int
+    changed: int
+    stale: int
+    unchanged: int
+    deleted: int
+    null_text: int
+    empty_text: int
+    null_ids: int
+    duplicate_ids: int
+    quarantined: int
+    truncated: int
+    cache_hits: int
+    embedded: int
+    tokens: int
+    padded_tokens: int
+    rows_in_store: int
+    seconds_total: float
+    seconds: StageSeconds
+    delivery: DeliveryCounts
+    timeline: tuple[tuple[float, float], ...] = ()
+    note: str = ""
+
+    @property
+    def skipped(self) -> int:
+        """Source rows without a text or an id: counted, not embedded."""
+        return self.null_text + self.empty_text + self.null_ids
+
+    @property
+    def texts_per_s(self) -> float:
+        """Texts through the engine over the whole run's wall time, delivery's tail excluded."""
+        return self.embedded / self.seconds_total if self.seconds_total > 0 else 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens, without padding, over the whole run's wall time."""
+        return self.tokens / self.seconds_total if self.seconds_total > 0 else 0.0
+
+    @property
+    def padding_share(self) -> float:
+        """Share of the tokens computed that were padding, 0 to 1."""
+        return 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
