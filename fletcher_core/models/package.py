@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from fletcher_core.errors import ModelError
 from fletcher_core.models.architecture import Architecture, read_json
 
@@ -151,6 +149,6 @@ def _max_length(folder: Path, architecture: Architecture, saved: dict[str, Any])
     limit = saved.get("max_seq_length")
     if limit is None:
         limit = _optional(folder / "tokenizer_config.json").get("model_max_length")
-    if limit is None or not np.isfinite(limit) or limit > architecture.max_positions:
+    if limit is None or limit > architecture.max_positions:  # 1e30 and the like mean "no limit"
         return architecture.max_positions
     return int(limit)
