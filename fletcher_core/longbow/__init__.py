@@ -1,0 +1,19 @@
+"""Delivery to Longbow: client, background sender, and an embedded server for demos and tests."""
+
+from fletcher_core.longbow.address import LongbowAddress
+from fletcher_core.longbow.client import LongbowClient, LongbowSettings, PutResult, Readiness
+from fletcher_core.longbow.embedded import ensure_embedded, stop_embedded
+from fletcher_core.longbow.sender import DeliveryReport, Sender, SenderSettings
+
+__all__ = [
+    "DeliveryReport",
+    "LongbowAddress",
+    "LongbowClient",
+    "LongbowSettings",
+    "PutResult",
+    "Readiness",
+    "Sender",
+    "SenderSettings",
+    "ensure_embedded",
+    "stop_embedded",
+]

@@ -1,0 +1,69 @@
+"""Longbow's status codes, as pyarrow shows them, in; errors that name the address, the call and a way out, out.
+
+Every call to a server runs inside `longbow_call`, so that pyarrow's exceptions never reach a caller.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
+import pyarrow.flight as flight
+
+from fletcher_core.errors import LongbowError, LongbowNotFound, LongbowRejected, LongbowUnavailable
+
+_UNAVAILABLE = (flight.FlightUnavailableError, flight.FlightCancelledError)
+_REFUSED = (flight.FlightUnauthenticatedError, flight.FlightUnauthorizedError)
+
+
+@contextmanager
+def longbow_call(address: str, call: str) -> Iterator[None]:
+    """Everything that Flight raises inside becomes a LongbowError that says which call to which address failed."""
+    try:
+        yield
+    except (pa.ArrowException, flight.FlightError, OSError, KeyError) as error:
+        raise longbow_error(error, f"Longbow at {address}, {call}") from error
+
+
+def longbow_error(error: BaseException, where: str) -> LongbowError:
+    """The error to raise for one of pyarrow's. Three status codes arrive as ArrowInvalid: only the words differ."""
+    said = server_words(error)
+    if isinstance(error, flight.FlightTimedOutError):
+        return LongbowUnavailable(
+            f"{where}: no answer before the deadline; the server is overloaded, out of its memory limit, or gone. "
+            "Raise its LONGBOW_MAX_MEMORY or our timeout, or try again later"
+        )
+    if isinstance(error, _UNAVAILABLE):
+        return LongbowUnavailable(f"{where}: not reachable ({said}). Start the server or correct the address")
+    if isinstance(error, _REFUSED):
+        return LongbowRejected(f"{where}: access refused ({said}). Is that address a Longbow server?")
+    if isinstance(error, KeyError):
+        return LongbowNotFound(f"{where}: not found ({said})")
+    if isinstance(error, NotImplementedError):
+        return LongbowRejected(
+            f"{where}: the server does not know this call ({said}). Data and meta address may be swapped, "
+            "or the server is older than v0.1.2"
+        )
+    if isinstance(error, pa.ArrowInvalid):
+        return _invalid(said, where)
+    return LongbowUnavailable(f"{where}: the server failed ({said}). See its log; the call can be tried again")
+
+
+def _invalid(said: str, where: str) -> LongbowError:
+    lowered = said.lower()
+    if "larger than max" in lowered:
+        return LongbowRejected(
+            f"{where}: {said}. Lower max_put_bytes, or raise the server's LONGBOW_GRPC_MAX_RECV_MSG_SIZE"
+        )
+    if "resource exhausted" in lowered:
+        return LongbowUnavailable(f"{where}: the server is out of a resource ({said}). Try again later")
+    if "precondition failed" in lowered:
+        return LongbowUnavailable(f"{where}: the dataset has no index yet ({said}). Try again later")
+    return LongbowRejected(f"{where}: refused ({said}). The same request will be refused again")
+
+
+def server_words(error: BaseException) -> str:
+    """The server's own sentence, without the tracebacks and contexts that pyarrow and gRPC add."""
+    text = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
+    for cut in (". Detail:", " Detail:", " gRPC client debug context:", ". Client context:"):
+        text = text.split(cut, 1)[0]
+    return text.strip().rstrip(".")

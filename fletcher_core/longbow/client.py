@@ -1,0 +1,248 @@
+"""Calls to a Longbow server: Arrow tables and vectors in, read-backs and hits out, every failure a LongbowError.
+
+A put is one short stream under Longbow's flush limits, so that it lands whole or not at all; nothing that Longbow
+acknowledges is taken as stored, which is why reading back has its own calls.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.flight as flight
+
+from fletcher_core.errors import ConfigError, LongbowNotFound, LongbowRejected
+from fletcher_core.longbow.address import LongbowAddress
+from fletcher_core.longbow.calls import longbow_call
+
+FLUSH_ROWS = 50_000
+FLUSH_BYTES = 32 * 2**20
+
+# Reconnect soon after an outage, on connections of our own: gRPC else shares a connection and its backoff of up to
+# two minutes between clients. Straight to the server, past any http_proxy of the environment, which is for the web.
+# No keepalive: Longbow hangs up on clients that ping oftener than every five minutes.
+_CHANNEL_OPTIONS = [
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5000),  # in truth the time that one attempt may take
+    ("grpc.max_reconnect_backoff_ms", 200),
+]
+
+
+@dataclass(frozen=True)
+class LongbowSettings:
+    """Where the server listens and how long to wait for it; timeouts in seconds, one a call."""
+
+    data: str = "127.0.0.1:3000"
+    meta: str = ""
+    call_timeout: float = 5.0
+    put_timeout: float = 30.0
+    read_timeout: float = 60.0
+    max_put_rows: int = FLUSH_ROWS - 1
+    max_put_bytes: int = FLUSH_BYTES - 1
+
+    def __post_init__(self) -> None:
+        for name in ("call_timeout", "put_timeout", "read_timeout"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"Longbow {name}: {getattr(self, name)} is not above 0 seconds")
+        for name, limit in (("max_put_rows", FLUSH_ROWS), ("max_put_bytes", FLUSH_BYTES)):
+            if not 0 < getattr(self, name) < limit:
+                raise ConfigError(
+                    f"Longbow {name}: {getattr(self, name)} is not between 1 and {limit - 1}; "
+                    "a larger put may land in part"
+                )
+        LongbowAddress(self.data, self.meta)
+
+    @property
+    def address(self) -> LongbowAddress:
+        """Both ports, spelled `host:port`."""
+        return LongbowAddress(self.data, self.meta)
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """The server's word on itself or on one dataset. READY does not mean indexed: compare `index_len`."""
+
+    status: Literal["READY", "BUSY", "NOT_FOUND"]
+    reason: str = ""
+    index_len: int | None = None
+
+
+@dataclass(frozen=True)
+class PutResult:
+    """What went out in a put that the server closed with OK. `slow_down`: it asks to pause before the next."""
+
+    rows: int
+    bytes: int
+    slow_down: bool
+
+
+class LongbowClient:
+    """A connection to both ports of one server. Opens lazily, reconnects by itself, may be shared by threads."""
+
+    def __init__(self, settings: LongbowSettings | None = None) -> None:
+        self.settings = settings or LongbowSettings()
+        self.address = self.settings.address
+        self._data = _connect(self.address.data)
+        self._meta = _connect(self.address.meta)
+
+    def close(self) -> None:
+        self._data.close()
+        self._meta.close()
+
+    def __enter__(self) -> "LongbowClient":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def readiness(self, dataset: str | None = None) -> Readiness:
+        """Whether the server, or a dataset on it, has indexed what it was given.
+
+        Raises LongbowUnavailable when it does not answer, LongbowRejected when it speaks the protocol before v0.1.2.
+        """
+        body = {} if dataset is None else {"dataset": dataset}
+        (answer,) = self._action("check_readiness", body, self.settings.call_timeout, expected=1)
+        with longbow_call(self.address.data, "check_readiness"):
+            values = _parse_object(answer)
+            return Readiness(values.get("status", "READY"), values.get("reason", ""), values.get("index_len"))
+
+    def put(self, dataset: str, table: pa.Table) -> PutResult:
+        """Send the rows as one stream; returns after the server closed it with OK, which means 'queued', not 'stored'.
+
+        Raises LongbowRejected for a table over max_put_rows or max_put_bytes and for a schema that the dataset does
+        not have, LongbowUnavailable when the outcome is unknown: read back before sending again.
+        """
+        size = table.nbytes
+        call = f"put of {table.num_rows} rows to dataset {dataset!r}"
+        if table.num_rows > self.settings.max_put_rows or size > self.settings.max_put_bytes:
+            raise LongbowRejected(
+                f"Longbow at {self.address.data}, {call}: {table.num_rows} rows of {size} bytes are over the limit of "
+                f"{self.settings.max_put_rows} rows or {self.settings.max_put_bytes} bytes a put; split the table"
+            )
+        with longbow_call(self.address.data, call):
+            descriptor = flight.FlightDescriptor.for_path(dataset)
+            options = flight.FlightCallOptions(timeout=self.settings.put_timeout)
+            writer, reader = self._data.do_put(descriptor, table.schema, options)
+            try:
+                writer.write_table(table)
+                writer.done_writing()
+                slow_down = _asks_to_slow_down(reader)
+            except BaseException:
+                _close_quietly(writer)
+                raise
+            writer.close()
+        return PutResult(table.num_rows, size, slow_down)
+
+    def scan(self, dataset: str, filters: Sequence[tuple[str, str, object]] = ()) -> pa.Table:
+        """Rows that pass every (column, operator, value); a table without columns when the dataset was never put to.
+
+        Deleted rows are hidden without filters only; older versions of a row come along. Take columns by name.
+        """
+        conditions = [{"field": f, "operator": o, "value": str(v)} for f, o, v in filters]
+        ticket = flight.Ticket(json.dumps({"name": dataset, "filters": conditions}).encode())
+        options = flight.FlightCallOptions(timeout=self.settings.read_timeout)
+        with longbow_call(self.address.data, f"scan of dataset {dataset!r}"):
+            try:
+                return self._data.do_get(ticket, options).read_all()
+            except flight.FlightInternalError as error:
+                if "never sent a data message" in str(error):  # Longbow's way to say: no rows
+                    return pa.table({})
+                raise
+
+    def present_ids(self, dataset: str, segment: str) -> npt.NDArray[np.uint64]:
+        """Ids of the rows of a segment that the server holds, a copy each: uint64 [rows], empty for a new dataset."""
+        try:
+            table = self.scan(dataset, [("segment", "=", segment)])
+        except LongbowNotFound:
+            return np.empty(0, dtype=np.uint64)
+        if "id" not in table.column_names:
+            return np.empty(0, dtype=np.uint64)
+        return np.asarray(table["id"].to_numpy(), dtype=np.uint64)
+
+    def search(
+        self, dataset: str, vectors: npt.NDArray[np.float32] | Sequence[Sequence[float]], k: int
+    ) -> list[pa.Table]:
+        """The k nearest rows to each of the vectors [n, dim]: a table (id uint64, score float32) each, best first.
+
+        score = 1 / (1 + Euclidean distance). Deleted and superseded rows are among the hits. Raises LongbowNotFound
+        for an unknown dataset, LongbowRejected for a wrong dimension, LongbowUnavailable where nothing is indexed yet.
+        """
+        queries = np.asarray(vectors, dtype=np.float32)
+        if queries.ndim != 2 or not np.isfinite(queries).all():
+            raise LongbowRejected(
+                f"search of dataset {dataset!r}: the query vectors are no finite [n, dimension] array but have "
+                f"shape {queries.shape}; embed the query text again"
+            )
+        request = {"dataset": dataset, "vectors": queries.tolist(), "k": int(k)}
+        answers = self._action("VectorSearch", request, self.settings.read_timeout, expected=len(queries))
+        with longbow_call(self.address.data, f"VectorSearch in dataset {dataset!r}"):
+            return [pa.ipc.open_stream(answer).read_all() for answer in answers]
+
+    def delete(self, dataset: str, row: int) -> None:
+        """Hide the newest copy of a row from unfiltered scans; searches still find it. Raises LongbowNotFound."""
+        self._action("delete", {"dataset": dataset, "id": str(row)}, self.settings.call_timeout)
+
+    def delete_dataset(self, dataset: str) -> None:
+        """Drop a dataset; a real server brings it back when it starts again. Raises LongbowNotFound."""
+        self._action("delete-dataset", {"dataset": dataset}, self.settings.call_timeout)
+
+    def list_datasets(self) -> list[str]:
+        """Names of all datasets, from the meta port."""
+        options = flight.FlightCallOptions(timeout=self.settings.call_timeout)
+        with longbow_call(self.address.meta, "list of datasets"):
+            return [info.descriptor.path[0].decode() for info in self._meta.list_flights(options=options)]
+
+    def _action(
+        self, name: str, body: Mapping[str, Any], timeout: float, *, expected: int | None = None
+    ) -> list[pa.Buffer]:
+        """The result bodies of an action on the data port; `expected` of them, where given."""
+        where = f"{name} of dataset {body['dataset']!r}" if "dataset" in body else name
+        options = flight.FlightCallOptions(timeout=timeout)
+        with longbow_call(self.address.data, where):
+            results = self._data.do_action((name, json.dumps(body).encode()), options)
+            bodies = [result.body for result in results]
+        if expected is not None and len(bodies) != expected:
+            raise LongbowRejected(
+                f"Longbow at {self.address.data}, {where}: {len(bodies)} results instead of {expected}; "
+                "is that address a Longbow server?"
+            )
+        return bodies
+
+
+def _connect(address: str) -> flight.FlightClient:
+    return flight.FlightClient(f"grpc://{address}", generic_options=_CHANNEL_OPTIONS)
+
+
+def _asks_to_slow_down(reader: flight.FlightMetadataReader) -> bool:
+    """What the server said during the put, normally nothing. Call it after the last row: it ends with the stream."""
+    asked = False
+    while (message := reader.read()) is not None:
+        asked |= _parse_object(message).get("status") == "slow_down"
+    return asked
+
+
+def _close_quietly(writer: flight.FlightStreamWriter) -> None:
+    """End a stream that has failed already: its first error is the one to report."""
+    try:
+        writer.close()
+    except (pa.ArrowException, flight.FlightError, OSError, KeyError):
+        return
+
+
+def _parse_object(message: pa.Buffer) -> dict[str, Any]:
+    """A JSON object of the server's. Raises ArrowInvalid when it is none."""
+    try:
+        values = json.loads(message.to_pybytes())
+    except ValueError as error:
+        raise pa.ArrowInvalid(f"the answer is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise pa.ArrowInvalid("the answer is no JSON object")
+    return values

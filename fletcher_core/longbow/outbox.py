@@ -1,0 +1,269 @@
+"""A generation's way to one Longbow server: committed segments in, rows read back from the server out.
+
+Longbow's OK means little, so the ledger in the manifest moves on in steps that are each seen on the server: 'sending'
+before a put, 'sent' after its OK, 'applied' when all its ids are read back, 'searchable' when the index has grown by
+as many. One call here is one piece of work; `Sender` calls from a thread of its own.
+"""
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from fletcher_core.errors import LongbowUnavailable
+from fletcher_core.longbow.client import LongbowClient
+from fletcher_core.longbow.wire import blocks, split_table, wire_table
+from fletcher_core.store.generation import Generation
+from fletcher_core.store.locks import FileLock
+from fletcher_core.store.manifest import DELIVERED, STATES, Delivery, State
+from fletcher_core.store.segments import Segment
+
+_PROBE_AGAIN = (0.1, 0.2)
+_READ_AGAIN = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+
+
+@dataclass
+class Traffic:
+    """What one outbox has done so far; bytes are Arrow buffer bytes before gRPC."""
+
+    puts: int = 0
+    rows: int = 0
+    bytes: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: {"send": 0.0, "read back": 0.0})
+
+
+class Outbox:
+    """Delivers `generation` through `client`. For one thread; several processes may do the same side by side.
+
+    `replaced` has, of each segment delivered, the sequences that its rows supersede, for whoever retires them.
+    `stuck` says why applied rows do not become searchable, when waiting will not help.
+    `pause(seconds)` waits and returns True when the work is to end. Calls raise what the client and the store raise.
+    """
+
+    def __init__(
+        self,
+        generation: Generation,
+        client: LongbowClient,
+        *,
+        pause: Callable[[float], bool],
+        patience: float,
+        slow_down_pause: float,
+    ) -> None:
+        self.target = client.address.data
+        self.traffic = Traffic()
+        self.stuck = ""
+        self.replaced: dict[str, npt.NDArray[np.int64]] = {}
+        self._generation = generation
+        self._manifest = generation.manifest
+        self._client = client
+        self._pause = pause
+        self._patience = patience
+        self._slow_down_pause = slow_down_pause
+        self._expected = 0
+        self._short_since: float | None = None
+        self._lock = FileLock(
+            generation.root / "locks" / f"longbow-{self.target.replace(':', '_')}",
+            f"the delivery to Longbow at {self.target}",
+        )
+
+    def connect(self) -> bool:
+        """Compare server and ledger: what the server lost is put back to the undelivered.
+
+        False when another process is delivering to this server just now, as in `deliver`.
+        """
+        self._probe()
+        if not self._lock.try_acquire("sender"):
+            return False
+        try:
+            index_len = self._settled_index_length()
+            if index_len is None:
+                self._manifest.reset_deliveries(self.target, self._generation.name)
+            elif not (ledger := self._deliveries()):
+                # The server knows rows of ours that no ledger knows (a manifest made anew, a server that moved to
+                # another port): as 'sending', each segment is read back before anything of it is sent again.
+                for segment in self.undelivered():
+                    self._record(segment.label, "sending")
+            elif index_len < sum(delivery.rows for delivery in ledger if delivery.state in DELIVERED):
+                self._verify()
+        finally:
+            self._lock.release()
+        self._expected, self._short_since, self.stuck = index_len or 0, None, ""
+        return True
+
+    def _probe(self) -> None:
+        """See that the server answers. After a failure gRPC repeats it for a moment, so ask more than once."""
+        for wait in _PROBE_AGAIN:
+            try:
+                self._client.readiness()
+                return
+            except LongbowUnavailable:
+                if self._pause(wait):
+                    raise
+        self._client.readiness()
+
+    def undelivered(self) -> list[Segment]:
+        """Segments that the server was not seen to hold, in sequence order."""
+        return self._manifest.undelivered(self.target, self._generation.name)
+
+    def deliver(self, segment: Segment) -> bool:
+        """Bring one segment to 'applied'; False when another process is delivering to this server just now.
+
+        Raises LongbowUnavailable also when its rows cannot be read back after the put's OK: they are then sent again.
+        """
+        if not self._lock.try_acquire("sender"):
+            return False
+        try:
+            delivery = self._manifest.delivery(self.target, segment.label)
+            if delivery.state not in DELIVERED:
+                self._send(segment.label, delivery)
+        finally:
+            self._lock.release()
+        return True
+
+    def _send(self, label: str, delivery: Delivery) -> None:
+        segment = self._generation.read_segment(label)
+        self.replaced[label] = segment["replaces"].drop_null().to_numpy()
+        rows = wire_table(segment)
+        wanted = rows["id"].to_numpy()
+        present = np.empty(0, np.uint64)
+        if delivery.state != "pending" and len(wanted):
+            present = self._present(label)
+        missing = rows if not len(present) else rows.filter(pa.array(~np.isin(wanted, present)))
+        self._record(label, "sending", rows=len(present))
+        self._put(missing)
+        self._record(label, "sent", rows=len(present) + missing.num_rows, bytes=delivery.bytes + missing.nbytes)
+        copies = self._read_back(label, wanted) if len(wanted) else 0
+        self._record(label, "applied", rows=copies)
+
+    def _put(self, rows: pa.Table) -> None:
+        """Put the rows in blocks; the connection's expectation of the index grows with every OK."""
+        settings = self._client.settings
+        for block in blocks(rows):
+            for piece in split_table(block, max_rows=settings.max_put_rows, max_bytes=settings.max_put_bytes):
+                started = time.monotonic()
+                result = self._client.put(self._generation.name, piece)
+                self.traffic.seconds["send"] += time.monotonic() - started
+                self.traffic.puts += 1
+                self.traffic.rows += result.rows
+                self.traffic.bytes += result.bytes
+                self._expected += result.rows
+                if result.slow_down:
+                    self._pause(self._slow_down_pause)
+
+    def _read_back(self, label: str, wanted: npt.NDArray[np.uint64]) -> int:
+        """Read until every wanted id is there; the number of copies seen."""
+        started = time.monotonic()
+        for wait in itertools.chain(_READ_AGAIN, itertools.repeat(_READ_AGAIN[-1])):
+            present = self._present(label)
+            missing = int(np.count_nonzero(~np.isin(wanted, present)))
+            if not missing:
+                return len(present)
+            waited = time.monotonic() - started
+            if waited > self._patience or self._pause(wait):
+                break
+        raise LongbowUnavailable(
+            f"Longbow at {self.target} said OK to segment {label} of dataset {self._generation.name!r}, but {missing} "
+            f"of its {len(wanted)} rows cannot be read back after {waited:.1f} s; it may be over its "
+            "LONGBOW_MAX_MEMORY. They are sent again later"
+        )
+
+    def _present(self, label: str) -> npt.NDArray[np.uint64]:
+        started = time.monotonic()
+        try:
+            return self._client.present_ids(self._generation.name, label)
+        finally:
+            self.traffic.seconds["read back"] += time.monotonic() - started
+
+    def applied(self) -> list[str]:
+        """Labels that were read back and are not yet searchable."""
+        return [delivery.label for delivery in self._deliveries() if delivery.state == "applied"]
+
+    def _verify(self) -> bool:
+        """Read every delivered segment back; whether rows were missing, whose segments are undelivered again."""
+        found_missing = False
+        for delivery in self._deliveries():
+            if delivery.state in DELIVERED and not self._pause(0.0):
+                wanted = wire_table(self._generation.read_segment(delivery.label))["id"].to_numpy()
+                present = self._present(delivery.label) if len(wanted) else np.empty(0, np.uint64)
+                is_missing = not np.isin(wanted, present).all()
+                found_missing |= is_missing
+                self._record(delivery.label, "sending" if is_missing else delivery.state, rows=len(present))
+        return found_missing
+
+    def check_index(self) -> bool:
+        """Record the applied segments as searchable once the index holds them; True when there is nothing to wait for.
+
+        Where the index stays too short while the server says READY, the segments are read back, and if all is there
+        they are left at 'applied', with the reason in `stuck`.
+        """
+        waiting = self.applied()
+        if not waiting:
+            return True
+        ready = self._client.readiness(self._generation.name)
+        index_len = ready.index_len or 0
+        expected = max(self._expected, sum(d.rows for d in self._deliveries() if d.state in DELIVERED))
+        if ready.status == "BUSY":
+            self._short_since = None
+            return False
+        if index_len >= expected:
+            for label in waiting:
+                self._record(label, "searchable")
+            self._short_since, self.stuck = None, ""
+            return True
+        return self._has_lasted() and self._explain_short_index(index_len, expected)
+
+    def _has_lasted(self) -> bool:
+        """Whether the index has been short for as long as our patience."""
+        now = time.monotonic()
+        if self._short_since is None:
+            self._short_since = now
+        return now - self._short_since >= self._patience
+
+    def _explain_short_index(self, index_len: int, expected: int) -> bool:
+        """Lost rows are to be sent again: False. All there, but not indexed: True, as waiting will not help."""
+        if not self._lock.try_acquire("sender"):
+            return False
+        try:
+            found_missing = self._verify()
+        finally:
+            self._lock.release()
+        self._short_since = None
+        if found_missing:
+            self._expected = index_len
+            return False
+        self.stuck = (
+            f"Longbow at {self.target} says it is ready, but its index of dataset {self._generation.name!r} holds "
+            f"{index_len} of {expected} rows, so searches miss some. Start it with LONGBOW_AUTO_SHARDING_ENABLED=false"
+        )
+        return True
+
+    def state_counts(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Segments and rows of the generation by how far they have come."""
+        known = {delivery.label: delivery for delivery in self._deliveries()}
+        segments: dict[str, int] = dict.fromkeys(STATES, 0)
+        rows: dict[str, int] = dict.fromkeys(STATES, 0)
+        for segment in self._generation.segments():
+            state = known[segment.label].state if segment.label in known else "pending"
+            segments[state] += 1
+            rows[state] += segment.upserts
+        return segments, rows
+
+    def _settled_index_length(self) -> int | None:
+        """Vectors in the server's index once it says READY, or after our patience; None when it has no such dataset."""
+        started = time.monotonic()
+        while True:
+            ready = self._client.readiness(self._generation.name)
+            if ready.status == "NOT_FOUND":
+                return None
+            if ready.status == "READY" or time.monotonic() - started > self._patience or self._pause(0.1):
+                return ready.index_len or 0
+
+    def _deliveries(self) -> list[Delivery]:
+        return self._manifest.deliveries(self.target, self._generation.name)
+
+    def _record(self, label: str, state: State, *, rows: int | None = None, bytes: int | None = None) -> None:
+        self._manifest.record_delivery(self.target, label, state, rows=rows, bytes=bytes)

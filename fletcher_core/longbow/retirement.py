@@ -1,0 +1,108 @@
+"""Old versions of rows, hidden on the server: what a segment supersedes in, `delete` calls out.
+
+Cosmetic, for other people's unfiltered scans: Longbow's searches and filtered scans show deleted rows all the same, and
+a restart brings them back. Fletcher's own search never relies on it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+
+from fletcher_core.errors import LongbowNotFound, StoreError
+from fletcher_core.longbow.client import LongbowClient
+from fletcher_core.longbow.wire import BLOCK_ROWS
+from fletcher_core.sql import connect, first_line
+from fletcher_core.store.generation import Generation
+from fletcher_core.store.segments import Segment
+
+_ATTEMPTS = 5  # to read live rows while a compaction replaces files
+
+
+@dataclass
+class Retirement:
+    """Retires what the segments of `generation` supersede; remembers which labels it has done.
+
+    `retired` counts delete calls that hit a row, `kept` rows left because they were the last of their stored batch.
+    """
+
+    generation: Generation
+    client: LongbowClient
+    stopping: Callable[[], bool]
+    retired: int = 0
+    kept: int = 0
+    _done: set[str] = field(default_factory=set)
+    _live: tuple[int, npt.NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+
+    def start_over(self) -> None:
+        """Forget what was done: the server may have been started again without it."""
+        self._done.clear()
+
+    def outstanding(self, applied: Sequence[str]) -> list[str]:
+        """Those of the applied segments that were not yet looked at."""
+        return [label for label in applied if label not in self._done]
+
+    def retire(self, label: str, replaced: npt.NDArray[np.int64] | None = None) -> None:
+        """Delete the rows that a segment's rows supersede, as far as that is safe; `replaced` names them if known."""
+        if replaced is None:
+            replaced = self.generation.read_segment(label)["replaces"].drop_null().to_numpy()
+        if len(replaced):
+            stale = np.unique(replaced)
+            safe = safe_to_delete(stale, self.generation.segments(), self._live_sequences())
+            for sequence in safe.tolist():
+                if self.stopping():
+                    return
+                self._delete(sequence)
+            self.kept += len(stale) - len(safe)
+        self._done.add(label)
+
+    def _delete(self, sequence: int) -> None:
+        try:
+            self.client.delete(self.generation.name, sequence)
+        except LongbowNotFound:  # never delivered here, or the server forgot its ids when it was started again
+            return
+        self.retired += 1
+
+    def _live_sequences(self) -> npt.NDArray[np.int64]:
+        """Sequences of all live rows, sorted; read anew when a segment was committed since."""
+        last = max((segment.last_sequence for segment in self.generation.segments()), default=-1)
+        if self._live[0] != last:
+            self._live = (last, _read_live(self.generation))
+        return self._live[1]
+
+
+def safe_to_delete(
+    stale: npt.NDArray[np.int64], segments: Sequence[Segment], live: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Those of the stale sequences whose deletion leaves a row in every stored batch of the server.
+
+    A stored batch is one block of one segment. Live rows are never deleted, so a block with one is safe; of a block
+    without, the newest of these rows is left. Rows of segments that are no more are left too: their batch is unknown.
+    """
+    firsts = np.array([segment.first_sequence for segment in segments], dtype=np.int64)
+    lasts = np.array([segment.last_sequence for segment in segments], dtype=np.int64)
+    holder = np.searchsorted(firsts, stale, side="right") - 1
+    known = holder >= 0
+    known[known] = stale[known] <= lasts[holder[known]]
+    stale, holder = stale[known], holder[known]
+    block = stale // BLOCK_ROWS
+    low = np.maximum(firsts[holder], block * BLOCK_ROWS)
+    high = np.minimum(lasts[holder], (block + 1) * BLOCK_ROWS - 1)
+    has_live = np.searchsorted(live, high, side="right") > np.searchsorted(live, low, side="left")
+    is_newest = np.ones(len(stale), dtype=np.bool_)
+    is_newest[:-1] = low[:-1] != low[1:]
+    return stale[has_live | ~is_newest]
+
+
+def _read_live(generation: Generation) -> npt.NDArray[np.int64]:
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            with connect() as connection:
+                query = f"SELECT sequence FROM ({generation.live_sql()}) ORDER BY sequence"
+                return np.asarray(connection.execute(query).fetchnumpy()["sequence"], dtype=np.int64)
+        except duckdb.IOException as error:  # a file that a compaction has just merged into another
+            if attempt == _ATTEMPTS:
+                raise StoreError(f"a segment file of {generation.name} cannot be read: {first_line(error)}") from error
+    raise AssertionError

@@ -1,0 +1,64 @@
+"""`python -m fletcher_core.longbow.server`: one embedded server as a process, one JSON line when it is ready."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+
+from fletcher_core.errors import FletcherError
+from fletcher_core.longbow.server.faults import parse_faults
+from fletcher_core.longbow.server.ports import LongbowServer
+
+
+def main() -> int:
+    """Serve until SIGTERM, SIGINT or `--idle-exit` seconds without a call."""
+    parser = argparse.ArgumentParser(prog="python -m fletcher_core.longbow.server", description=__doc__)
+    parser.add_argument("--data-path", type=Path, required=True, help="folder of the rows")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--data-port", type=int, default=3000, help="0 chooses a free one")
+    parser.add_argument("--meta-port", type=int, default=3001, help="0 chooses a free one")
+    parser.add_argument("--idle-exit", type=float, default=None, metavar="SECONDS")
+    parser.add_argument("--fault", action="append", default=[], metavar="NAME[=VALUE]", help="may be repeated")
+    options = parser.parse_args()
+
+    stop = threading.Event()
+
+    def request_stop(signum: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, request_stop)
+    signal.signal(signal.SIGINT, request_stop)
+    try:
+        server = LongbowServer(
+            options.data_path,
+            host=options.host,
+            data_port=options.data_port,
+            meta_port=options.meta_port,
+            faults=parse_faults(options.fault),
+        )
+    except (FletcherError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    with server:
+        ready = {"data": server.address.data, "meta": server.address.meta, "pid": os.getpid()}
+        _announce(options.data_path / "address.json", ready)
+        print(json.dumps(ready), flush=True)
+        while not stop.wait(0.5):
+            if options.idle_exit is not None and server.idle_seconds > options.idle_exit:
+                break
+    return 0
+
+
+def _announce(path: Path, ready: dict[str, object]) -> None:
+    """Leave the address where `ensure_embedded` looks for it; it stays, so that the ports can be used again."""
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(ready))
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""Everything the embedded server knows, behind both ports: datasets, faults, namespaces, the search cache.
+
+In: parsed requests. Out: tables, JSON values, or the exceptions that pyarrow turns into Longbow's status codes.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.flight as flight
+
+from fletcher_core.longbow.server.catalog import Catalog
+from fletcher_core.longbow.server.dataset import Dataset
+from fletcher_core.longbow.server.faults import Faults
+from fletcher_core.longbow.server.filters import Filter, UnusableFilterError
+from fletcher_core.longbow.server.stored_batch import Hits
+
+FLUSH_ROWS = 50_000
+FLUSH_BYTES = 32 * 2**20
+_CACHE_SECONDS = 60.0
+_CACHE_ENTRIES = 256
+
+
+class ServerState:
+    """One folder's datasets. Safe to call from the threads of both ports."""
+
+    def __init__(self, folder: Path, faults: Faults) -> None:
+        self.faults = faults
+        self.namespaces = ["default"]
+        self.last_call = time.monotonic()
+        self.stopping = threading.Event()
+        self._catalog = Catalog(folder)
+        self._lock = threading.Lock()
+        self._cache: dict[str, tuple[float, Hits]] = {}
+        if faults.lose_last_puts:
+            self._catalog.forget_last_puts(faults.lose_last_puts)
+        if faults.resurrect_deletes:
+            self._catalog.forget_deletes()
+        self._datasets = {}
+        for name, (number, schema) in self._catalog.datasets().items():
+            self._datasets[name] = Dataset(name, number, schema, self._catalog)
+            self._datasets[name].load(deletable=not faults.resurrect_deletes)
+
+    def close(self) -> None:
+        self._catalog.close()
+
+    def datasets(self) -> list[Dataset]:
+        return list(self._datasets.values())
+
+    def dataset(self, name: str) -> Dataset:
+        """Raises ArrowKeyError (NOT_FOUND) for an unknown name."""
+        found = self._datasets.get(name)
+        if found is None:
+            raise pa.ArrowKeyError(f"dataset {name} not found")
+        return found
+
+    def dataset_for_put(self, name: str, schema: pa.Schema) -> Dataset:
+        """The dataset, made when it is new; it stays even when the put then fails."""
+        with self._lock:
+            if name not in self._datasets:
+                number = self._catalog.create_dataset(name, schema)
+                self._datasets[name] = Dataset(name, number, schema, self._catalog)
+        dataset = self._datasets[name]
+        dataset.accept(schema)
+        return dataset
+
+    def delete_dataset(self, name: str) -> None:
+        with self._lock:
+            self._catalog.delete_dataset(self.dataset(name).number)
+            del self._datasets[name]
+
+    def put(self, dataset: Dataset, batches: Iterable[pa.RecordBatch], cancelled: Callable[[], bool]) -> None:
+        """Store a stream: rows are held until 50,000 rows or 32 MiB, so that small messages become one stored batch."""
+        put, held, rows, size = self._catalog.next_put(), [], 0, 0
+        for batch in batches:
+            held.append(batch)
+            rows, size = rows + batch.num_rows, size + batch.nbytes
+            if rows >= FLUSH_ROWS or size >= FLUSH_BYTES:
+                self._flush(dataset, put, held, cancelled)
+                held, rows, size = [], 0, 0
+        if held:
+            self._flush(dataset, put, held, cancelled)
+
+    def _flush(self, dataset: Dataset, put: int, held: list[pa.RecordBatch], cancelled: Callable[[], bool]) -> None:
+        faults, table = self.faults, pa.Table.from_batches(held)
+        if faults.stall_before_flush:
+            while not cancelled() and not self.stopping.wait(0.02):
+                pass
+            raise flight.FlightCancelledError("the client gave up")
+        if faults.unavailable_mid_stream is not None:
+            if faults.unavailable_mid_stream:
+                dataset.append(put, table.slice(0, faults.unavailable_mid_stream), faults)
+            raise flight.FlightUnavailableError("fault: connection reset in the middle of a put")
+        dataset.append(put, table, faults)
+
+    def readiness(self, name: str | None) -> dict[str, object]:
+        """The JSON of `check_readiness`; another dataset's indexing makes all of them BUSY."""
+        busy = any(dataset.is_indexing(self.faults) for dataset in self.datasets())
+        answer: dict[str, object] = {"status": "BUSY" if busy else "READY"}
+        if busy:
+            answer["reason"] = "index queue is not empty"
+        if name:
+            if name not in self._datasets:
+                return {"status": "NOT_FOUND", "reason": "dataset not found"}
+            answer["index_len"] = self.dataset(name).index_length(self.faults)
+        return answer
+
+    def search(self, request: Mapping[str, Any]) -> list[Hits]:
+        """One Hits a query. Raises the exceptions of Dataset.search, ArrowInvalid for a malformed request."""
+        dataset = self.dataset(str(request.get("dataset", "")))
+        k, queries = request.get("k", 0), _queries(request)
+        if type(k) is not int or k < 1:
+            raise pa.ArrowInvalid("k must be at least 1")
+        try:
+            return dataset.search(queries, k, parse_filters(request.get("filters")), self.faults)
+        except UnusableFilterError as error:
+            raise flight.FlightInternalError(f"filter failed: {error}") from error
+
+    def cached_search(self, request: Mapping[str, Any]) -> Hits:
+        """A search ticket: answered from the last minute's identical query, whatever was written since."""
+        key, now = json.dumps(request, sort_keys=True), time.monotonic()
+        with self._lock:
+            kept = self._cache.get(key)
+        if kept is not None and now - kept[0] < _CACHE_SECONDS:
+            return kept[1]
+        hits = self.search(request)[0]
+        if len(hits.ids):
+            with self._lock:
+                if len(self._cache) >= _CACHE_ENTRIES:
+                    self._cache.pop(min(self._cache, key=lambda entry: self._cache[entry][0]))
+                self._cache[key] = (now, hits)
+        return hits
+
+
+def parse_filters(values: object) -> list[Filter]:
+    """The `filters` list of a ticket or an action. Raises ArrowInvalid when it is none."""
+    filters: Sequence[object] = values if isinstance(values, list) else []
+    if values is not None and not isinstance(values, list):
+        raise pa.ArrowInvalid("invalid ticket format: filters is no list")
+    parsed = []
+    for value in filters:
+        if not isinstance(value, dict) or not isinstance(value.get("value", ""), str):
+            raise pa.ArrowInvalid("invalid ticket format: a filter is an object of field, operator and value strings")
+        operator = value.get("operator", value.get("op", ""))
+        parsed.append(Filter(str(value.get("field", "")), str(operator), value.get("value", "")))
+    return parsed
+
+
+def _queries(request: Mapping[str, Any]) -> npt.NDArray[np.float32]:
+    queries = request.get("vectors") or ([request["vector"]] if request.get("vector") else [])
+    if not queries:
+        raise pa.ArrowInvalid("no query vector provided")
+    try:
+        array = np.array(queries, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise pa.ArrowInvalid(f"invalid query vector: {error}") from error
+    if array.ndim != 2:
+        raise pa.ArrowInvalid("invalid query vector: not a list of numbers")
+    return array

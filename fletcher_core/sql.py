@@ -1,0 +1,55 @@
+"""DuckDB as a tool: an in-memory connection with a memory limit, and names and values quoted for SQL text.
+
+DuckDB takes parameters only where a value stands; tables, columns, files and the parts of a COPY need quoting.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path, PurePath
+
+import duckdb
+
+from fletcher_core.errors import ConfigError
+
+
+def connect(
+    *, memory_limit: str | None = None, spill: Path | None = None, threads: int | None = None
+) -> duckdb.DuckDBPyConnection:
+    """An in-memory database. What exceeds `memory_limit` ("2GB") goes to the folder `spill`.
+
+    Time stamps with a zone read alike on every machine: the session's zone is UTC.
+
+    Raises:
+        ConfigError: DuckDB refuses a setting.
+    """
+    settings = {
+        "memory_limit": memory_limit,
+        "temp_directory": None if spill is None else str(spill),
+        "threads": threads,
+        "python_enable_replacements": False,  # a name that no table has must not find a variable of ours
+    }
+    try:
+        connection = duckdb.connect(":memory:", config={k: v for k, v in settings.items() if v is not None})
+    except duckdb.Error as error:
+        raise ConfigError(f"DuckDB refuses memory_limit={memory_limit!r}, threads={threads!r}: {error}") from error
+    connection.execute("SET TimeZone = 'UTC'")
+    return connection
+
+
+def first_line(error: Exception) -> str:
+    """What DuckDB says, without the excerpt of the query below it."""
+    return str(error).strip().split("\n", 1)[0]
+
+
+def identifier(name: str) -> str:
+    """`name` as a quoted identifier: quotes, blanks and any letters inside are kept as they are."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(value: str | PurePath) -> str:
+    """`value` as a string constant."""
+    return "'" + str(value).replace("'", "''") + "'"
+
+
+def literals(values: Iterable[str | PurePath]) -> str:
+    """`values` as a list of string constants."""
+    return "[" + ", ".join(literal(value) for value in values) + "]"

@@ -1,0 +1,190 @@
+"""Merging a partition's files into one, without the rows that later rows supersede.
+
+Anyone may read the files by glob at any instant and take the newest row of each id. So deletes stay in a merge: until
+its inputs are gone they hide what the inputs still show. Only a file that is alone in its partition is rewritten
+without them. In between, manifest and files may disagree; `recovery` knows how from the footer's `inputs`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fletcher_core.sql import connect, literals
+from fletcher_core.store.durable import committed
+from fletcher_core.store.manifest import Manifest
+from fletcher_core.store.recovery import collect_garbage
+from fletcher_core.store.schema import DELETE, UPSERT
+from fletcher_core.store.segments import (
+    Footer,
+    SegmentEntry,
+    entry_counts,
+    new_label,
+    parquet_writer,
+    read_footer,
+    row_group_rows,
+)
+from fletcher_core.store.workspace import workspace
+
+_MEMORY_LIMIT = "2GB"
+
+
+@dataclass(frozen=True)
+class CompactionReport:
+    """What compaction did; all zero when there was nothing to do. Reports can be added."""
+
+    files_before: int = 0
+    files_after: int = 0
+    rows_before: int = 0
+    rows_after: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
+
+    def __add__(self, other: "CompactionReport") -> "CompactionReport":
+        mine, theirs = vars(self), vars(other)
+        return CompactionReport(**{name: mine[name] + theirs[name] for name in mine})
+
+
+@dataclass(frozen=True)
+class _Survivors:
+    """Each id's newest row among some files: `sequences` int64 ascending, and what it `replaces`.
+
+    The newest row takes over what the oldest dropped one replaced: when that lies in a file that is not merged, nothing
+    else would say any more that it is superseded.
+    """
+
+    sequences: npt.NDArray[np.int64]
+    replaces: pa.Int64Array
+
+    def among(self, table: pa.Table) -> pa.Table:
+        """The surviving rows of `table`."""
+        values = table["sequence"].to_numpy()
+        places = np.minimum(np.searchsorted(self.sequences, values), len(self.sequences) - 1)
+        found = self.sequences[places] == values
+        column = table.schema.get_field_index("replaces")
+        return table.filter(pa.array(found)).set_column(column, "replaces", self.replaces.take(pa.array(places[found])))
+
+
+def compact_partition(
+    root: Path, manifest: Manifest, generation: str, schema: pa.Schema, partition_key: str, files: Sequence[Path]
+) -> CompactionReport:
+    """Merges `files`, neighbours in sequence order. The caller holds the partition's lock."""
+    before = list(files)
+    bytes_before, rows_before = _size(before)
+    after = before
+    if len(before) > 1:
+        after = _replace(root, manifest, schema, before, keep_deletes=True)
+    alone = len(manifest.files(generation, partition_key)) == 1
+    if alone and _has_deletes(after) and manifest.deletes_delivered(generation, partition_key):
+        after = _replace(root, manifest, schema, after, keep_deletes=False)
+    bytes_after, rows_after = _size(after)
+    return CompactionReport(len(before), len(after), rows_before, rows_after, bytes_before, bytes_after)
+
+
+def newest_small_files(files: Sequence[Path], max_files: int) -> list[Path]:
+    """The newest of `files` (in sequence order) up to the first that is larger than all newer ones together.
+
+    At least so many that `max_files` remain after their merge.
+    """
+    chosen: list[Path] = []
+    total = 0
+    for file in reversed(files):
+        size = file.stat().st_size
+        if size > total and len(chosen) > len(files) - max_files:
+            break
+        chosen.append(file)
+        total += size
+    return chosen[::-1]
+
+
+def _replace(
+    root: Path, manifest: Manifest, schema: pa.Schema, files: Sequence[Path], *, keep_deletes: bool
+) -> list[Path]:
+    """Puts one file in the place of several; none when no row survives."""
+    survivors = _survivors(root, files, keep_deletes)
+    folder = files[0].parent
+    if len(survivors.sequences) == 0:
+        manifest.drop_files(files)
+        collect_garbage(root, manifest, folder)
+        return []
+    path = folder / f"{new_label(int(survivors.sequences[0]))}.parquet"
+    with committed(path) as target:
+        footer = _write_survivors(target, schema, files, survivors)
+    manifest.add_file(path, footer)
+    collect_garbage(root, manifest, folder)
+    return [path]
+
+
+def _survivors(root: Path, files: Sequence[Path], keep_deletes: bool) -> _Survivors:
+    newest_is_upsert = "" if keep_deletes else f"HAVING arg_max(op, sequence) = '{UPSERT}'"
+    query = (
+        "SELECT max(sequence) AS sequence, min(replaces) AS replaces "
+        f"FROM read_parquet({literals(files)}, hive_partitioning = false) "
+        f"GROUP BY id {newest_is_upsert} ORDER BY 1"
+    )
+    with workspace(root, "compaction") as spill, connect(memory_limit=_MEMORY_LIMIT, spill=spill) as connection:
+        columns = connection.sql(query).to_arrow_table()
+    return _Survivors(columns["sequence"].to_numpy(), columns["replaces"].combine_chunks())
+
+
+def _write_survivors(target: IO[bytes], schema: pa.Schema, files: Sequence[Path], survivors: _Survivors) -> Footer:
+    """Copies the surviving rows, a row group at a time, and returns the footer that the new file got."""
+    counts: dict[str, dict[str, int]] = {}
+    group_rows = row_group_rows(schema)
+    pending = schema.empty_table()
+    with parquet_writer(target, schema) as writer:
+        for table in _row_groups(files):
+            kept = survivors.among(table).cast(schema)
+            entry_counts(kept, counts)
+            pending = pa.concat_tables([pending, kept])
+            whole = pending.num_rows - pending.num_rows % group_rows
+            if whole:
+                writer.write_table(pending.slice(0, whole), row_group_size=group_rows)
+                pending = pending.slice(whole).combine_chunks()
+        if pending.num_rows:
+            writer.write_table(pending)
+        footer = _merged_footer(files, counts)
+        writer.add_key_value_metadata(footer.encode())
+    return footer
+
+
+def _row_groups(files: Sequence[Path]) -> Iterator[pa.Table]:
+    for path in files:
+        with pq.ParquetFile(path) as file:
+            for index in range(file.num_row_groups):
+                yield file.read_row_group(index)
+
+
+def _merged_footer(files: Sequence[Path], counts: dict[str, dict[str, int]]) -> Footer:
+    footers = [read_footer(path) for path in files]
+    entries = [
+        SegmentEntry(
+            entry.label,
+            counts[entry.label].get(UPSERT, 0),
+            counts[entry.label].get(DELETE, 0),
+            entry.first_sequence,
+            entry.last_sequence,
+            entry.run_id,
+            entry.committed_at,
+        )
+        for footer in footers
+        for entry in footer.segments
+        if entry.label in counts
+    ]
+    inputs = tuple(path.name for path in files)
+    return Footer(footers[0].generation, footers[0].partition_key, tuple(entries), inputs)
+
+
+def _has_deletes(files: Sequence[Path]) -> bool:
+    return any(entry.deletes for path in files for entry in read_footer(path).segments)
+
+
+def _size(files: Sequence[Path]) -> tuple[int, int]:
+    """Bytes and rows."""
+    rows = sum(entry.upserts + entry.deletes for path in files for entry in read_footer(path).segments)
+    return sum(path.stat().st_size for path in files), rows

@@ -1,0 +1,57 @@
+"""Files that appear whole or not at all, and stay.
+
+A file is written under a temporary name, forced to disk, renamed, and the folder's entry forced to disk: the
+rename is the commit. Temporary names end in `.tmp`, so no glob over `*.parquet` ever sees one.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+from uuid import uuid4
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+@contextmanager
+def committed(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write in a `with` block; it becomes `path` when the block ends well and vanishes when not."""
+    make_directory(path.parent)
+    temporary = path.with_name(f"{path.name}.{uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            _force(file.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    force_directory(path.parent)
+
+
+def make_directory(path: Path) -> None:
+    """Creates a folder and its parents, with their entries on disk."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    path.mkdir(exist_ok=True)
+    force_directory(path.parent)
+
+
+def force_directory(path: Path) -> None:
+    """Forces a folder's entries (names created, renamed, removed) to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _force(descriptor: int) -> None:
+    if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync alone stops at the drive's cache
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(descriptor)

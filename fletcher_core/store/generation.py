@@ -1,0 +1,289 @@
+"""A generation: the vectors of one collection under one model, one schema and one vector type.
+
+Rows go in as segments, one partition at a time; out come the live rows as SQL, segments as tables, and rows by their
+sequence numbers.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TypeVar
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fletcher_core.errors import StoreError, StoreLockedError
+from fletcher_core.models.card import ModelCard
+from fletcher_core.sql import connect, first_line, identifier, literals
+from fletcher_core.store.compaction import CompactionReport, compact_partition, newest_small_files
+from fletcher_core.store.durable import committed
+from fletcher_core.store.identity import FILE_NAME, Identity, read_identity
+from fletcher_core.store.locks import FileLock
+from fletcher_core.store.manifest import Manifest
+from fletcher_core.store.recovery import collect_garbage, needs_recovery, recover
+from fletcher_core.store.rows import checked_rows, segment_table
+from fletcher_core.store.schema import DELETE, VectorType, folder_name
+from fletcher_core.store.segments import (
+    Footer,
+    Segment,
+    SegmentEntry,
+    new_label,
+    parquet_writer,
+    read_labelled,
+    row_group_rows,
+)
+
+_T = TypeVar("_T")
+_ATTEMPTS = 5  # readings while another process compacts
+
+
+class Generation:
+    """Made by `VectorStore.generation`. Safe to use from several threads; a lock belongs to the object that took it.
+
+    Attributes:
+        name: of the folder under `root`, and of the Longbow dataset.
+        schema: Arrow schema of every segment.
+        manifest: where deliveries are recorded.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, identity: Identity) -> None:
+        self.root = self._root = root
+        self.manifest = self._manifest = manifest
+        self._identity = identity
+        self._held: set[str] = set()
+        self.name: str = identity.name
+        self.schema: pa.Schema = identity.schema
+
+    @property
+    def card(self) -> ModelCard:
+        """The model whose vectors these are."""
+        return self._identity.card
+
+    @property
+    def metadata_schema(self) -> pa.Schema:
+        """Names and types of the metadata columns."""
+        return self._identity.metadata_schema
+
+    @property
+    def vector_type(self) -> VectorType:
+        """Element type of the stored vectors."""
+        return self._identity.vector_type
+
+    # Writing
+
+    @contextmanager
+    def locked(self, partition_key: str, run_id: str) -> Iterator[None]:
+        """Keeps the partition for this object alone during a `with` block; what a crash left is put in order first.
+
+        Raises:
+            StoreLockedError: another run has it; names the run and the process.
+        """
+        with self._lock(partition_key).held(run_id):
+            self._held.add(partition_key)
+            try:
+                recover(self.root, self.manifest, self.name, self._folder(partition_key))
+                yield
+            finally:
+                self._held.discard(partition_key)
+
+    def write_segment(self, partition_key: str, rows: pa.Table, run_id: str) -> Segment:
+        """Commits rows: when this returns they are on disk, and when it raises they are not in the store.
+
+        Args:
+            rows: id, op ('upsert' | 'delete'), content_hash, metadata_hash, tokens int32, truncated bool,
+                replaces int64 (sequence of the live version of the same id, null when there is none), vector
+                FixedSizeList<float32, dimension> (null in a delete), and the metadata columns. An id at most once.
+
+        Raises:
+            StoreError: rows that do not fit the generation, or sequences used up.
+            StoreLockedError: another run has the partition and this object does not hold it through `locked`.
+        """
+        table = checked_rows(rows, self.schema)
+        with self._holding(partition_key, run_id):
+            first = self.manifest.allocate(table.num_rows)
+            label = new_label(first)
+            table = segment_table(
+                table,
+                self.schema,
+                partition_key=partition_key,
+                fingerprint=self.card.fingerprint,
+                first_sequence=first,
+                label=label,
+            )
+            return self._commit(partition_key, table, label, first, run_id)
+
+    def compact(self, partition_key: str | None = None) -> CompactionReport:
+        """Merges each partition's files into one without superseded rows; deletes go too once every target has them.
+
+        Raises:
+            StoreLockedError: the named partition is in use. Without a name, partitions in use are passed over.
+        """
+        if partition_key is not None:
+            with self._holding(partition_key, "compaction"):
+                return self._compact(partition_key, self.manifest.files(self.name, partition_key))
+        report = CompactionReport()
+        for key in self.partitions():
+            try:
+                report += self.compact(key)
+            except StoreLockedError:
+                continue
+        return report
+
+    def compact_if_needed(self, partition_key: str, max_segments: int = 32) -> CompactionReport | None:
+        """Merges the newest small files of a partition once it has more than `max_segments`; None when it has not.
+
+        Larger, older files are left alone, so that over time a row is rewritten a logarithmic number of times.
+        """
+        if len(self.manifest.files(self.name, partition_key)) <= max_segments:
+            return None
+        with self._holding(partition_key, "compaction"):
+            files = self.manifest.files(self.name, partition_key)
+            return self._compact(partition_key, newest_small_files(files, max_segments))
+
+    def recover(self) -> None:
+        """Puts in order what killed runs left in partitions that nobody is using now."""
+        for folder in (self.root / self.name / "segments").glob("*/"):
+            lock = self._folder_lock(folder.name, folder.name)
+            if needs_recovery(self.manifest, self.name, folder) and lock.try_acquire("recovery"):
+                try:
+                    recover(self.root, self.manifest, self.name, folder)
+                finally:
+                    lock.release()
+
+    def drop(self, partition_key: str) -> None:
+        """Deletes a partition with all its rows and deliveries; `VectorStore.retire` is the public way."""
+        with self._holding(partition_key, "retirement"):
+            self.manifest.drop_files(self.manifest.files(self.name, partition_key))
+            collect_garbage(self.root, self.manifest, self._folder(partition_key))
+
+    # Reading
+
+    def segments(self, partition_key: str | None = None) -> list[Segment]:
+        """Committed segments that still have rows, in sequence order."""
+        return self.manifest.segments(self.name, partition_key)
+
+    def files(self, partition_key: str | None = None) -> list[Path]:
+        """Parquet files that hold the segments, in sequence order."""
+        return self.manifest.files(self.name, partition_key)
+
+    def partitions(self) -> list[str]:
+        """Keys of the partitions that have segments."""
+        return self.manifest.partitions(self.name)
+
+    def read_segment(self, label: str) -> pa.Table:
+        """The rows committed under `label` that still exist, in sequence order, with all columns of `schema`."""
+
+        def read() -> pa.Table:
+            segment = self.manifest.segment(self.name, label)
+            if segment is None:
+                return self.schema.empty_table()
+            return read_labelled(segment.file, label).cast(self.schema)
+
+        return self._settled(read)
+
+    def live_sql(self, partition_key: str | None = None) -> str:
+        """A SELECT of the live rows with all columns: upserts whose sequence no later row replaces.
+
+        It names today's files: use it soon, under the partition's lock where another process may compact.
+        """
+        files = self.manifest.files(self.name, partition_key)
+        relation = self._relation(files)
+        if not files:
+            return f"SELECT * FROM {relation}"
+        return (
+            f"SELECT * FROM {relation} WHERE op = 'upsert' AND sequence NOT IN "
+            f"(SELECT replaces FROM {relation} WHERE replaces IS NOT NULL)"
+        )
+
+    def row_count(self, partition_key: str | None = None) -> int:
+        """Number of live rows."""
+        counted = self._query(lambda: f"SELECT count(*) AS rows FROM ({self.live_sql(partition_key)})")
+        return int(counted["rows"][0].as_py())
+
+    def resolve(self, sequences: Sequence[int]) -> pa.Table:
+        """Those of `sequences` that are live, in sequence order.
+
+        Returns:
+            sequence int64, id, partition_key, content_hash, metadata columns.
+        """
+        wanted = ", ".join(str(int(sequence)) for sequence in sequences) or "NULL"
+        names = ["sequence", "id", "partition_key", "content_hash", *self.metadata_schema.names]
+
+        def select() -> str:
+            relation = self._relation(self.manifest.files(self.name))
+            return (
+                f"SELECT {', '.join(map(identifier, names))} FROM {relation} "
+                f"WHERE op = 'upsert' AND sequence IN ({wanted}) AND sequence NOT IN "
+                f"(SELECT replaces FROM {relation} WHERE replaces IN ({wanted})) ORDER BY sequence"
+            )
+
+        return self._query(select)
+
+    def siblings(self) -> list["Generation"]:
+        """The collection's other generations, the one written most recently first."""
+        names = self.manifest.generations(self._identity.collection)
+        identities = [read_identity(self.root / name) for name in names if name != self.name]
+        return [Generation(self.root, self.manifest, identity) for identity in identities]
+
+    # Inside
+
+    def _commit(self, partition_key: str, table: pa.Table, label: str, first: int, run_id: str) -> Segment:
+        deletes = pc.sum(pc.equal(table["op"], DELETE)).as_py()
+        last = first + table.num_rows - 1
+        entry = SegmentEntry(label, table.num_rows - deletes, deletes, first, last, run_id, time.time())
+        footer = Footer(self.name, partition_key, (entry,))
+        path = self._folder(partition_key) / f"{label}.parquet"
+        with committed(path) as file, parquet_writer(file, self.schema) as writer:
+            writer.write_table(table, row_group_size=row_group_rows(self.schema))
+            writer.add_key_value_metadata(footer.encode())
+        try:
+            self.manifest.add_file(path, footer)
+        except BaseException:
+            path.unlink(missing_ok=True)  # whoever is told that it failed may write the rows again
+            raise
+        segment = self.manifest.segment(self.name, label)
+        assert segment is not None
+        return segment
+
+    def _compact(self, partition_key: str, files: Sequence[Path]) -> CompactionReport:
+        return compact_partition(self.root, self.manifest, self.name, self.schema, partition_key, files)
+
+    def _folder(self, partition_key: str) -> Path:
+        return self.root / self.name / "segments" / folder_name(partition_key)
+
+    def _lock(self, partition_key: str) -> FileLock:
+        return self._folder_lock(folder_name(partition_key), partition_key)
+
+    def _folder_lock(self, folder: str, partition: str) -> FileLock:
+        path = self.root / "locks" / f"{self.name}--{folder}.lock"
+        return FileLock(path, f"partition {partition!r} of {self.name}")
+
+    def _holding(self, partition_key: str, run_id: str) -> AbstractContextManager[None]:
+        return nullcontext() if partition_key in self._held else self.locked(partition_key, run_id)
+
+    def _relation(self, files: Sequence[Path]) -> str:
+        shown = files or [self.root / self.name / FILE_NAME]
+        return f"read_parquet({literals(shown)}, hive_partitioning = false)"
+
+    def _query(self, select: Callable[[], str]) -> pa.Table:
+        def read() -> pa.Table:
+            with connect() as connection:
+                return connection.sql(select()).to_arrow_table()
+
+        return self._settled(read)
+
+    def _settled(self, read: Callable[[], _T]) -> _T:
+        """The result of `read`, tried again when compaction took a file away between its name and its opening."""
+        for attempt in range(_ATTEMPTS):
+            files = self.manifest.files(self.name)
+            try:
+                return read()
+            except (FileNotFoundError, duckdb.Error) as error:
+                if attempt + 1 == _ATTEMPTS or self.manifest.files(self.name) == files:
+                    raise StoreError(
+                        f"a segment file of {self.name} cannot be read: {first_line(error)}. If it is gone or damaged "
+                        "for good, move it away and run the materialization: rows that only it held are embedded again"
+                    ) from error
+        raise AssertionError("unreachable")

@@ -1,0 +1,91 @@
+"""What a generation is: one model, one schema, one vector type, for ever.
+
+Written once, as an empty Parquet file beside the segments: its schema is theirs, its footer names the model. So a
+generation without segments can be queried like any other, and a lost manifest can be rebuilt.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fletcher_core.errors import ConfigError, StoreError
+from fletcher_core.models.card import ModelCard
+from fletcher_core.store.durable import committed
+from fletcher_core.store.schema import (
+    VectorType,
+    check_metadata_names,
+    generation_name,
+    segment_schema,
+)
+
+FILE_NAME = "schema.parquet"
+_FOOTER_KEY = b"fletcher.generation"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The properties that make a generation; `created_at` is in seconds since 1970."""
+
+    collection: str
+    card: ModelCard
+    metadata_schema: pa.Schema
+    vector_type: VectorType
+    created_at: float
+
+    @classmethod
+    def new(cls, collection: str, card: ModelCard, metadata: pa.Schema, vector_type: VectorType) -> "Identity":
+        """Raises `ConfigError` when a metadata column has a reserved name or the vector type is unknown."""
+        check_metadata_names(metadata.names)
+        if vector_type not in ("float32", "float16"):
+            raise ConfigError(f"vector_type is {vector_type!r}: it must be 'float32' or 'float16'")
+        plain = pa.schema([pa.field(field.name, field.type) for field in metadata])
+        return cls(collection, card, plain, vector_type, time.time())
+
+    @property
+    def name(self) -> str:
+        """The folder's and the Longbow dataset's name."""
+        return generation_name(self.collection, self.card, self.metadata_schema, self.vector_type)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema of every segment."""
+        return segment_schema(self.card.dimension, self.metadata_schema, self.vector_type)
+
+    def write(self, folder: Path) -> None:
+        """Puts the identity on disk."""
+        facts = {
+            "collection": self.collection,
+            "model": self.card.name,
+            "fingerprint": self.card.fingerprint,
+            "dimension": self.card.dimension,
+            "vector_type": self.vector_type,
+            "metadata_columns": self.metadata_schema.names,
+            "created_at": self.created_at,
+        }
+        schema = self.schema.with_metadata({_FOOTER_KEY: json.dumps(facts).encode()})
+        with committed(folder / FILE_NAME) as file:
+            pq.write_table(schema.empty_table(), file)
+
+
+def read_identity(folder: Path) -> Identity:
+    """The identity of the generation in `folder`.
+
+    Raises:
+        StoreError: its `schema.parquet` is missing or damaged.
+    """
+    path = folder / FILE_NAME
+    try:
+        schema = pq.read_schema(path)
+        facts = json.loads((schema.metadata or {})[_FOOTER_KEY])
+        metadata = pa.schema([schema.field(name) for name in facts["metadata_columns"]])
+        card = ModelCard(facts["model"], facts["fingerprint"], facts["dimension"])
+        return Identity(facts["collection"], card, metadata, facts["vector_type"], facts["created_at"])
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        raise StoreError(
+            f"{str(path)!r} is missing or damaged ({error}): restore it, or move the folder {str(folder)!r} away; "
+            "its rows are embedded again on the next run"
+        ) from error

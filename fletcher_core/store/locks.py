@@ -1,0 +1,94 @@
+"""Locks between runs, held by the operating system: a killed process lets go of its locks by dying.
+
+A lock is an flock on a file of its own. The file says who holds it, for the message to whoever comes second, and is
+removed on release.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fletcher_core.errors import StoreLockedError
+from fletcher_core.store.durable import make_directory
+
+
+class FileLock:
+    """An exclusive lock on `path`, for one holder among all processes and threads.
+
+    `subject` names in messages what the lock guards.
+    """
+
+    def __init__(self, path: Path, subject: str) -> None:
+        self._path = path
+        self._subject = subject
+        self._descriptor: int | None = None
+
+    @contextmanager
+    def held(self, run_id: str, *, patience: float = 0.0) -> Iterator[None]:
+        """`acquire` and `release` around a `with` block."""
+        self.acquire(run_id, patience=patience)
+        try:
+            yield
+        finally:
+            self.release()
+
+    def acquire(self, run_id: str, *, patience: float = 0.0) -> None:
+        """Takes the lock, waiting at most `patience` seconds.
+
+        Raises:
+            StoreLockedError: someone else holds it; names the run and the process.
+        """
+        deadline = time.monotonic() + patience
+        while not self.try_acquire(run_id):
+            if time.monotonic() >= deadline:
+                raise StoreLockedError(
+                    f"{self._subject} is in use by {self._holder()}: let that run end, or end it, then try again"
+                )
+            time.sleep(0.01)
+
+    def try_acquire(self, run_id: str) -> bool:
+        """Takes the lock if it is free; False when someone else holds it."""
+        make_directory(self._path.parent)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        if not self._is_current(descriptor):  # the last holder removed this file between our open and our lock
+            os.close(descriptor)
+            return self.try_acquire(run_id)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"run_id": run_id, "pid": os.getpid()}).encode(), 0)
+        self._descriptor = descriptor
+        return True
+
+    def release(self) -> None:
+        """Lets go of the lock; nothing happens when it is not held."""
+        if self._descriptor is None:
+            return
+        self._path.unlink(missing_ok=True)  # while still locked: whoever waits on this file sees that it is gone
+        os.close(self._descriptor)
+        self._descriptor = None
+
+    def _is_current(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.stat(self._path))
+        except FileNotFoundError:
+            return False
+
+    def _holder(self) -> str:
+        try:
+            holder = json.loads(self._path.read_text())
+            return f"run {holder['run_id']!r} (process {holder['pid']})"
+        except (OSError, ValueError):  # just released, or just taken and not yet signed
+            return "another run"
+
+
+def store_lock(root: Path) -> FileLock:
+    """The lock for the few short changes that concern a whole store."""
+    return FileLock(root / "locks" / "store.lock", f"the store at {str(root)!r}")

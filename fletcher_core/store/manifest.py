@@ -1,0 +1,297 @@
+"""The manifest: which files make up each generation, the sequence counter, and what was delivered where.
+
+One SQLite database that several processes may use at once. Segment files are the truth and the manifest an index of
+them: all of it but the deliveries can be rebuilt from their footers.
+"""
+
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fletcher_core.errors import StoreError
+from fletcher_core.store.database import Database
+from fletcher_core.store.segments import Footer, Segment
+
+State = Literal["pending", "sending", "sent", "applied", "searchable"]
+STATES: tuple[State, ...] = ("pending", "sending", "sent", "applied", "searchable")
+DELIVERED: tuple[State, ...] = ("applied", "searchable")  # read back from the target
+SEQUENCE_LIMIT = 1 << 32  # Longbow keeps ids modulo 2^32
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS counter (next_sequence INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS generations (
+    name TEXT PRIMARY KEY, collection TEXT NOT NULL, created_at REAL NOT NULL, last_sequence INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS segments (
+    label TEXT PRIMARY KEY, generation TEXT NOT NULL, partition_key TEXT NOT NULL, file TEXT NOT NULL,
+    upserts INTEGER NOT NULL, deletes INTEGER NOT NULL, first_sequence INTEGER NOT NULL,
+    last_sequence INTEGER NOT NULL, bytes INTEGER NOT NULL, run_id TEXT NOT NULL, committed_at REAL NOT NULL
+);
+CREATE INDEX IF NOT EXISTS segments_by_generation ON segments (generation, partition_key, first_sequence);
+CREATE INDEX IF NOT EXISTS segments_by_file ON segments (file);
+CREATE TABLE IF NOT EXISTS garbage (file TEXT PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS targets (generation TEXT, target TEXT, PRIMARY KEY (generation, target));
+CREATE TABLE IF NOT EXISTS deliveries (
+    target TEXT NOT NULL, label TEXT NOT NULL, state TEXT NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL,
+    sending_at REAL, sent_at REAL, applied_at REAL, searchable_at REAL, PRIMARY KEY (target, label)
+);
+"""
+_SEGMENT_COLUMNS = (
+    "label, generation, partition_key, file, upserts, deletes, first_sequence, last_sequence, "
+    "bytes, run_id, committed_at"
+)
+_DELIVERY_COLUMNS = "target, label, state, rows, bytes, sending_at, sent_at, applied_at, searchable_at"
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """How far a segment has come on its way to a target. `rows` and `bytes` are what was sent; times are seconds
+    since 1970 of the last time it entered that state."""
+
+    target: str
+    label: str
+    state: State = "pending"
+    rows: int = 0
+    bytes: int = 0
+    sending_at: float | None = None
+    sent_at: float | None = None
+    applied_at: float | None = None
+    searchable_at: float | None = None
+
+
+class Manifest:
+    """The SQLite database at `<root>/manifest.sqlite`. Safe to share between threads.
+
+    Raises:
+        StoreError: as `Database`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._database = Database(root / "manifest.sqlite", _SCHEMA)
+
+    def close(self) -> None:
+        """Closes the database; the object cannot be used any more."""
+        self._database.close()
+
+    # Sequences
+
+    def allocate(self, count: int) -> int:
+        """The first of `count` sequences that nobody has had before.
+
+        Raises:
+            StoreError: all 2^32 are used up.
+        """
+        with self._database.writing() as connection:
+            (first,) = connection.execute("SELECT next_sequence FROM counter").fetchone()
+            if first + count > SEQUENCE_LIMIT:
+                raise StoreError(
+                    f"the store at {str(self._root)!r} has used up its 2^32 sequences (Longbow's ids end there): "
+                    "start a new store in another folder, and deliver it to an empty Longbow"
+                )
+            connection.execute("UPDATE counter SET next_sequence = ?", (first + count,))
+        return int(first)
+
+    def next_sequence(self) -> int | None:
+        """The counter; None in a manifest that was just created and must be filled from the files."""
+        rows = self._database.read("SELECT next_sequence FROM counter")
+        return int(rows[0][0]) if rows else None
+
+    # Generations and segments
+
+    def add_generation(self, name: str, collection: str, created_at: float) -> None:
+        """Makes a generation known; nothing happens when it already is."""
+        with self._database.writing() as connection:
+            values = (name, collection, created_at)
+            connection.execute("INSERT OR IGNORE INTO generations VALUES (?, ?, ?, 0)", values)
+
+    def generations(self, collection: str) -> list[str]:
+        """Names of a collection's generations, the one written most recently first."""
+        rows = self._database.read(
+            "SELECT name FROM generations WHERE collection = ? ORDER BY last_sequence DESC, created_at DESC, name",
+            (collection,),
+        )
+        return [name for (name,) in rows]
+
+    def segments(self, generation: str, partition_key: str | None = None) -> list[Segment]:
+        """Segments in sequence order, of one partition or of all."""
+        where, values = _scope(generation, partition_key)
+        rows = self._database.read(
+            f"SELECT {_SEGMENT_COLUMNS} FROM segments WHERE {where} ORDER BY first_sequence", values
+        )
+        return [self._segment(row) for row in rows]
+
+    def segment(self, generation: str, label: str) -> Segment | None:
+        """The segment of this label; None when it is gone or was never there."""
+        query = f"SELECT {_SEGMENT_COLUMNS} FROM segments WHERE generation = ? AND label = ?"
+        rows = self._database.read(query, (generation, label))
+        return self._segment(rows[0]) if rows else None
+
+    def files(self, generation: str, partition_key: str | None = None) -> list[Path]:
+        """Files that hold the segments, in the order of their first sequences."""
+        where, values = _scope(generation, partition_key)
+        rows = self._database.read(
+            f"SELECT file FROM segments WHERE {where} GROUP BY file ORDER BY min(first_sequence)", values
+        )
+        return [self._root / file for (file,) in rows]
+
+    def partitions(self, generation: str) -> list[str]:
+        """Partition keys that have segments."""
+        rows = self._database.read(
+            "SELECT DISTINCT partition_key FROM segments WHERE generation = ? ORDER BY 1", (generation,)
+        )
+        return [key for (key,) in rows]
+
+    def add_file(self, file: Path, footer: Footer) -> None:
+        """Records a committed file in place of the files it took over, which become garbage. Safe to repeat."""
+        self.add_files([(file, footer)])
+
+    def add_files(self, files: Iterable[tuple[Path, Footer]], *, next_sequence: int | None = None) -> None:
+        """`add_file` for several at once, in one transaction; sets the counter when it is given."""
+        with self._database.writing() as connection:
+            for file, footer in files:
+                self._add_file(connection, file, footer)
+            if next_sequence is not None:
+                connection.execute("DELETE FROM counter")
+                connection.execute("INSERT INTO counter VALUES (?)", (next_sequence,))
+
+    def drop_files(self, files: Sequence[Path], *, garbage: bool = True) -> None:
+        """Forgets files with their segments and deliveries; they are garbage to collect unless already gone."""
+        with self._database.writing() as connection:
+            for file in files:
+                self._drop_file(connection, file, garbage)
+            _drop_orphaned_deliveries(connection)
+
+    def garbage(self) -> list[Path]:
+        """Files that count no more and are to be deleted."""
+        return [self._root / file for (file,) in self._database.read("SELECT file FROM garbage")]
+
+    def collected(self, files: Sequence[Path]) -> None:
+        """Records that garbage was deleted."""
+        with self._database.writing() as connection:
+            connection.executemany("DELETE FROM garbage WHERE file = ?", [(self._name(file),) for file in files])
+
+    # Deliveries
+
+    def delivery(self, target: str, label: str) -> Delivery:
+        """How far a segment has come; `pending` when nothing is recorded."""
+        query = f"SELECT {_DELIVERY_COLUMNS} FROM deliveries WHERE target = ? AND label = ?"
+        rows = self._database.read(query, (target, label))
+        return Delivery(*rows[0]) if rows else Delivery(target, label)
+
+    def deliveries(self, target: str, generation: str) -> list[Delivery]:
+        """All recorded deliveries of a generation to a target, in sequence order."""
+        columns = ", ".join(f"d.{name}" for name in _DELIVERY_COLUMNS.split(", "))
+        rows = self._database.read(
+            f"SELECT {columns} FROM deliveries d JOIN segments s USING (label) "
+            "WHERE target = ? AND generation = ? ORDER BY first_sequence",
+            (target, generation),
+        )
+        return [Delivery(*row) for row in rows]
+
+    def record_delivery(
+        self, target: str, label: str, state: State, *, rows: int | None = None, bytes: int | None = None
+    ) -> None:
+        """Puts a segment's delivery into `state`, now; `rows` and `bytes` stay as they were when not given.
+
+        A label that compaction has dropped meanwhile is passed over: it has no rows left.
+        """
+        if state not in STATES:
+            raise StoreError(f"a delivery's state cannot be {state!r}: it is one of {', '.join(STATES)}")
+        values = {
+            "target": target, "label": label, "state": state, "rows": rows, "bytes": bytes, "now": time.time()
+        }  # fmt: skip
+        with self._database.writing() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO targets SELECT generation, :target FROM segments WHERE label = :label",
+                values,
+            )
+            connection.execute(
+                "INSERT OR IGNORE INTO deliveries (target, label, state, rows, bytes) "
+                "SELECT :target, label, 'pending', 0, 0 FROM segments WHERE label = :label",
+                values,
+            )
+            stamp = "" if state == "pending" else f", {state}_at = :now"
+            connection.execute(
+                "UPDATE deliveries SET state = :state, rows = coalesce(:rows, rows), bytes = coalesce(:bytes, bytes)"
+                f"{stamp} WHERE target = :target AND label = :label",
+                values,
+            )
+
+    def undelivered(self, target: str, generation: str) -> list[Segment]:
+        """Segments that the target was not seen to hold (state below `applied`), in sequence order."""
+        columns = ", ".join(f"s.{name}" for name in _SEGMENT_COLUMNS.split(", "))
+        rows = self._database.read(
+            f"SELECT {columns} FROM segments s LEFT JOIN deliveries d ON d.label = s.label AND d.target = ? "
+            f"WHERE s.generation = ? AND coalesce(d.state, 'pending') NOT IN {DELIVERED} ORDER BY s.first_sequence",
+            (target, generation),
+        )
+        return [self._segment(row) for row in rows]
+
+    def reset_deliveries(self, target: str, generation: str) -> None:
+        """Forgets what a target received of a generation, as when it came back empty. The target stays known."""
+        with self._database.writing() as connection:
+            connection.execute(
+                "UPDATE deliveries SET state = 'pending', rows = 0, bytes = 0 WHERE target = ? "
+                "AND label IN (SELECT label FROM segments WHERE generation = ?)",
+                (target, generation),
+            )
+
+    def deletes_delivered(self, generation: str, partition_key: str) -> bool:
+        """Whether every target that ever got a segment of the generation holds all deletes of the partition."""
+        rows = self._database.read(
+            "SELECT 1 FROM segments s JOIN targets t USING (generation) "
+            "LEFT JOIN deliveries d ON d.label = s.label AND d.target = t.target "
+            "WHERE s.generation = ? AND s.partition_key = ? AND s.deletes > 0 "
+            f"AND coalesce(d.state, 'pending') NOT IN {DELIVERED} LIMIT 1",
+            (generation, partition_key),
+        )
+        return not rows
+
+    def _add_file(self, connection: sqlite3.Connection, file: Path, footer: Footer) -> None:
+        moved = {entry.label for entry in footer.segments}
+        for name in footer.inputs:
+            self._drop_file(connection, file.with_name(name), garbage=True)
+        rows = sum(entry.upserts + entry.deletes for entry in footer.segments)
+        size = file.stat().st_size
+        for entry in footer.segments:
+            share = size * (entry.upserts + entry.deletes) // rows
+            connection.execute(
+                f"INSERT OR IGNORE INTO segments ({_SEGMENT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (entry.label, footer.generation, footer.partition_key, self._name(file), entry.upserts,
+                 entry.deletes, entry.first_sequence, entry.last_sequence, share, entry.run_id, entry.committed_at),
+            )  # fmt: skip
+        if moved:
+            connection.execute(
+                "UPDATE generations SET last_sequence = max(last_sequence, ?) WHERE name = ?",
+                (max(entry.last_sequence for entry in footer.segments), footer.generation),
+            )
+        if footer.inputs:
+            _drop_orphaned_deliveries(connection)
+
+    def _drop_file(self, connection: sqlite3.Connection, file: Path, garbage: bool) -> None:
+        name = self._name(file)
+        connection.execute("DELETE FROM segments WHERE file = ?", (name,))
+        if garbage:
+            connection.execute("INSERT OR IGNORE INTO garbage VALUES (?)", (name,))
+
+    def _segment(self, row: Sequence[object]) -> Segment:
+        values = list(row)
+        values[3] = self._root / str(values[3])
+        return Segment(*values)  # type: ignore[arg-type]
+
+    def _name(self, file: Path) -> str:
+        return file.relative_to(self._root).as_posix()
+
+
+def _drop_orphaned_deliveries(connection: sqlite3.Connection) -> None:
+    connection.execute("DELETE FROM deliveries WHERE label NOT IN (SELECT label FROM segments)")
+
+
+def _scope(generation: str, partition_key: str | None) -> tuple[str, tuple[str, ...]]:
+    if partition_key is None:
+        return "generation = ?", (generation,)
+    return "generation = ? AND partition_key = ?", (generation, partition_key)

@@ -1,0 +1,128 @@
+"""The vector store of a collection on a local disk: Parquet segments, a manifest, locks, a quarantine.
+
+It is the durable output, the record that change detection compares with, and the outbox for Longbow.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+import pyarrow as pa
+
+from fletcher_core.errors import ConfigError, StoreError
+from fletcher_core.models.card import ModelCard
+from fletcher_core.store import workspace
+from fletcher_core.store.durable import TEMPORARY_SUFFIX, make_directory
+from fletcher_core.store.generation import Generation
+from fletcher_core.store.identity import FILE_NAME, Identity, read_identity
+from fletcher_core.store.locks import store_lock
+from fletcher_core.store.manifest import Manifest
+from fletcher_core.store.quarantine import Quarantine
+from fletcher_core.store.recovery import rebuild
+from fletcher_core.store.schema import VectorType, folder_name
+
+
+class VectorStore:
+    """Open one with `VectorStore.open`. Several collections and several processes may share a root."""
+
+    def __init__(self, root: Path, collection: str, manifest: Manifest) -> None:
+        self.root = root
+        self.collection = collection
+        self.manifest = manifest
+        self.quarantine = Quarantine(root / "quarantine" / folder_name(collection))
+
+    @classmethod
+    def open(cls, root: str | os.PathLike[str], *, collection: str) -> "VectorStore":
+        """Opens or creates the store, and puts in order what killed runs left behind.
+
+        Raises:
+            ConfigError: no collection name.
+            StoreError: the folder cannot be used, or files in it are damaged.
+        """
+        if not collection:
+            raise ConfigError("a vector store needs a collection name")
+        path = Path(root).absolute()
+        try:
+            make_directory(path)
+            with store_lock(path).held("open", patience=60):
+                manifest = _manifest(path)
+        except OSError as error:
+            raise StoreError(f"cannot use {str(path)!r} as a vector store: {error}") from error
+        store = cls(path, collection, manifest)
+        workspace.sweep(path)
+        for name in manifest.generations(collection):
+            store._generation(name).recover()
+        return store
+
+    def generation(
+        self, card: ModelCard, metadata_schema: pa.Schema, vector_type: VectorType = "float32"
+    ) -> Generation:
+        """The generation for this model, metadata schema and vector type; created if need be.
+
+        Each call returns an object of its own, with locks of its own.
+
+        Raises:
+            ConfigError: a metadata column has a reserved name, or the vector type is unknown.
+        """
+        identity = Identity.new(self.collection, card, metadata_schema, vector_type)
+        folder = self.root / identity.name
+        with store_lock(self.root).held("generation", patience=60):
+            if (folder / FILE_NAME).exists():
+                identity = read_identity(folder)
+            else:
+                identity.write(folder)
+            self.manifest.add_generation(identity.name, self.collection, identity.created_at)
+        return Generation(self.root, self.manifest, identity)
+
+    def generations(self) -> list[Generation]:
+        """All of the collection's generations, the one written most recently first."""
+        return [self._generation(name) for name in self.manifest.generations(self.collection)]
+
+    def current(self) -> Generation | None:
+        """The generation written most recently; None in a store without any."""
+        names = self.manifest.generations(self.collection)
+        return self._generation(names[0]) if names else None
+
+    def retire(self, generation_name: str, partition_key: str) -> None:
+        """Drops a partition of an older generation, once the new one holds all of it.
+
+        Raises:
+            StoreLockedError: a run is writing it.
+            StoreError: there is no such generation.
+        """
+        if generation_name not in self.manifest.generations(self.collection):
+            raise StoreError(f"collection {self.collection!r} has no generation {generation_name!r}")
+        self._generation(generation_name).drop(partition_key)
+
+    @contextmanager
+    def workspace(self, run_id: str) -> Iterator[Path]:
+        """An empty folder of the run's own for the length of a `with` block."""
+        with workspace.workspace(self.root, run_id) as folder:
+            yield folder
+
+    def close(self) -> None:
+        """Closes the manifest."""
+        self.manifest.close()
+
+    def __enter__(self) -> "VectorStore":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _generation(self, name: str) -> Generation:
+        return Generation(self.root, self.manifest, read_identity(self.root / name))
+
+
+def _manifest(root: Path) -> Manifest:
+    """The caller holds the store's lock."""
+    for leftover in (*root.glob(f"*{TEMPORARY_SUFFIX}"), *root.glob(f"*/{FILE_NAME}.*{TEMPORARY_SUFFIX}")):
+        leftover.unlink(missing_ok=True)
+    manifest = Manifest(root)
+    if manifest.next_sequence() is None:
+        rebuild(root, manifest)
+    return manifest

@@ -1,0 +1,29 @@
+"""Fletcher in Dagster: embeddings of DuckDB and Parquet tables as assets.
+
+`@fletcher_assets` declares them, `FletcherResource` runs them, `FletcherTranslator` names them,
+`FletcherEmbeddingsComponent` declares them in YAML.
+"""
+
+from dagster_shared.libraries import DagsterLibraryRegistry
+
+from fletcher_core.sources import DuckDBTable, ParquetTable
+from fletcher_dagster.assets import build_fletcher_asset_specs, fletcher_assets
+from fletcher_dagster.component import FletcherEmbeddingsComponent
+from fletcher_dagster.resources import FletcherResource, LongbowResource
+from fletcher_dagster.translator import FletcherTranslator, FletcherTranslatorData
+from fletcher_dagster.version import __version__
+
+__all__ = [
+    "DuckDBTable",
+    "FletcherEmbeddingsComponent",
+    "FletcherResource",
+    "FletcherTranslator",
+    "FletcherTranslatorData",
+    "LongbowResource",
+    "ParquetTable",
+    "__version__",
+    "build_fletcher_asset_specs",
+    "fletcher_assets",
+]
+
+DagsterLibraryRegistry.register("fletcher", __version__, is_dagster_package=False)

@@ -1,0 +1,159 @@
+"""The decorator that turns sources into assets, and the function that builds their specs alone.
+
+In come sources and the usual arguments of a multi-asset; out goes one asset a source, each subsettable, with
+its two checks. The decorated function's body is one line: `yield from fletcher.run(context=context)`.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from fletcher_core.errors import ConfigError
+from fletcher_core.sources import Source
+from fletcher_dagster.checks import check_specs
+from fletcher_dagster.declaration import collection_name, declared_source, source_metadata
+from fletcher_dagster.partitions import require_partitionable
+from fletcher_dagster.resources import FletcherResource
+from fletcher_dagster.translator import FletcherTranslator, FletcherTranslatorData
+
+
+def build_fletcher_asset_specs(
+    *,
+    sources: Sequence[Source],
+    translator: FletcherTranslator | None = None,
+    resource: FletcherResource | None = None,
+) -> Sequence[dg.AssetSpec]:
+    """One `AssetSpec` a source.
+
+    Args:
+        sources: `DuckDBTable`s and `ParquetTable`s.
+        translator: decides key, dependencies, group, tags, owners; the default names an asset
+            `<table>_embeddings`.
+        resource: the resource that will embed, when it is known here: its model then appears in the
+            description and the code version, its store in `dagster/uri`. Settings from `EnvVar` are left out.
+
+    Raises:
+        ConfigError: two sources would make the same asset.
+    """
+    translator = translator or FletcherTranslator()
+    specs: dict[dg.AssetKey, dg.AssetSpec] = {}
+    for source in sources:
+        spec = _spec(source, translator, resource)
+        if spec.key in specs:
+            raise ConfigError(
+                f"two sources make the asset {spec.key.to_user_string()!r}: give one of them another name=, "
+                "or another key in the translator"
+            )
+        specs[spec.key] = spec
+    return list(specs.values())
+
+
+def fletcher_assets(
+    *,
+    sources: Sequence[Source],
+    name: str | None = None,
+    group_name: str | None = None,
+    partitions_def: dg.PartitionsDefinition[str] | None = None,
+    backfill_policy: dg.BackfillPolicy | None = None,
+    translator: FletcherTranslator | None = None,
+    resource: FletcherResource | None = None,
+    retry_policy: dg.RetryPolicy | None = None,
+    hooks: AbstractSet[dg.HookDefinition] | None = None,
+    op_tags: Mapping[str, Any] | None = None,
+    pool: str | None = None,
+) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+    """Assets that hold the embeddings of `sources`, one a source.
+
+    Args:
+        sources: what to embed.
+        name: the name of the op.
+        group_name: the group of all assets; leave it out when the translator sets groups.
+        partitions_def: daily, hourly or any other time windows, static or dynamic partitions. Every source
+            then needs a `partition_column`: a time window takes the rows with start <= column < end, any
+            other partition those whose column equals the key.
+        backfill_policy: with a `partitions_def` the default is `BackfillPolicy.single_run()`, so that one
+            process and one loaded model serve the whole range.
+        translator, resource: see `build_fletcher_asset_specs`.
+        retry_policy: only failures that can pass by themselves are retried (a locked source or store,
+            Longbow down).
+        hooks, op_tags, pool: as for `dagster.multi_asset`.
+
+    Raises:
+        ConfigError: a source cannot be partitioned as asked, or two sources make the same asset.
+
+    Example:
+        .. code-block:: python
+
+            import dagster as dg
+            from fletcher_dagster import DuckDBTable, FletcherResource, fletcher_assets
+
+            reviews = DuckDBTable("shop.duckdb", table="reviews", text_columns=["title", "body"])
+
+            @fletcher_assets(sources=[reviews])
+            def embeddings(context: dg.AssetExecutionContext, fletcher: FletcherResource):
+                yield from fletcher.run(context=context)
+
+            defs = dg.Definitions(
+                assets=[embeddings], resources={"fletcher": FletcherResource(store_path="vectors")}
+            )
+    """
+    specs = build_fletcher_asset_specs(sources=sources, translator=translator, resource=resource)
+    if not specs:
+        raise ConfigError("fletcher_assets needs at least one source in sources=")
+    for spec in specs:
+        require_partitionable(declared_source(spec), spec.partitions_def or partitions_def)
+    grouped = [spec.key.to_user_string() for spec in specs if spec.group_name]
+    if group_name and grouped:
+        raise ConfigError(
+            f"group_name={group_name!r} is set on fletcher_assets, but the translator already gives a group "
+            f"to {', '.join(grouped)}: keep one of the two"
+        )
+    if backfill_policy is None and (partitions_def or any(spec.partitions_def for spec in specs)):
+        backfill_policy = dg.BackfillPolicy.single_run()
+    return dg.multi_asset(
+        name=name,
+        group_name=group_name,
+        specs=specs,
+        check_specs=[check for spec in specs for check in check_specs(spec.key)],
+        can_subset=True,
+        partitions_def=partitions_def,
+        backfill_policy=backfill_policy,
+        retry_policy=retry_policy,
+        hooks=hooks,
+        op_tags=op_tags,
+        pool=pool,
+    )
+
+
+def _spec(source: Source, translator: FletcherTranslator, resource: FletcherResource | None) -> dg.AssetSpec:
+    settings = resource.known_settings() if resource else {}
+    spec = translator.get_asset_spec(
+        FletcherTranslatorData(
+            source=source,
+            model=settings.get("model"),
+            code_version=_code_version(source, settings),
+            longbow=resource is None or resource.longbow is None or resource.longbow.enabled,
+        )
+    )
+    collection = collection_name(spec.key)
+    defaults: dict[str, Any] = {"dagster/table_name": collection}
+    if "store_path" in settings:
+        defaults["dagster/uri"] = (Path(settings["store_path"]) / collection).absolute().as_uri()
+    return spec.replace_attributes(metadata={**defaults, **spec.metadata, **source_metadata(source)})
+
+
+def _code_version(source: Source, settings: Mapping[str, Any]) -> str:
+    """Changes when the text that is embedded or the model that embeds it is declared differently."""
+    declared = {
+        "text_columns": list(source.text_columns),
+        "template": source.template,
+        "metadata_columns": list(source.metadata_columns),
+        **{key: value for key, value in settings.items() if key != "store_path"},
+    }
+    digest = hashlib.sha256(json.dumps(declared, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return f"{settings.get('model', 'embeddings')}-{digest}"

@@ -1,0 +1,42 @@
+"""What a user sees when a run goes wrong: one sentence with the way out, not a stack of thirty lines.
+
+In comes whatever ended the work; out goes a `dagster.Failure` with that sentence first. The stack goes to the
+debug log. Only failures that can pass by themselves let a retry policy try again.
+"""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+import duckdb
+
+from fletcher_core.errors import FletcherError, LongbowUnavailable, SourceError, StoreLockedError
+
+
+@contextmanager
+def reported_in_words(context: dg.AssetExecutionContext, what: str) -> Iterator[None]:
+    """Turns errors and interrupts of the block into a `dagster.Failure`; `what` names the work for the reader."""
+    try:
+        yield
+    except FletcherError as error:
+        context.log.debug("".join(traceback.format_exception(error)))
+        raise dg.Failure(
+            description=str(error),
+            metadata={"fletcher/error": type(error).__name__, "fletcher/while": what},
+            allow_retries=can_pass_by_itself(error),
+        ) from None
+    except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
+        # Left as it is, Dagster would retry a cancelled step that has a retry policy (dagster issue 15026).
+        raise dg.Failure(
+            description=f"cancelled while {what}: what was committed stays, the next run does only the rest",
+            metadata={"fletcher/error": "cancelled", "fletcher/while": what},
+            allow_retries=False,
+        ) from None
+
+
+def can_pass_by_itself(error: FletcherError) -> bool:
+    """Whether the same run may succeed a little later: a file in use elsewhere, a server that is down."""
+    if isinstance(error, SourceError):
+        return isinstance(error.__cause__, duckdb.IOException)
+    return isinstance(error, (StoreLockedError, LongbowUnavailable))

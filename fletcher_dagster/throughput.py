@@ -1,0 +1,52 @@
+"""A small picture of a run's throughput, as Markdown that Dagster's UI shows.
+
+In come samples of (seconds since the start, texts per second); out goes an image with an inline SVG.
+Dagster's Markdown view allows `data:` images (its sanitizer's schema lists them), so nothing has to be hosted
+anywhere.
+"""
+
+from base64 import b64encode
+from collections.abc import Sequence
+
+WIDTH, HEIGHT = 640, 180
+LEFT, RIGHT, TOP, BOTTOM = 64, 14, 30, 28
+
+
+def throughput_markdown(samples: Sequence[tuple[float, float]], begin: float = 0.0) -> str | None:
+    """Markdown with the picture of `throughput_svg`, or None when there is nothing to draw."""
+    if not samples:
+        return None
+    picture = b64encode(throughput_svg(samples, begin).encode()).decode()
+    return f"![texts per second over the run](data:image/svg+xml;base64,{picture})"
+
+
+def throughput_svg(samples: Sequence[tuple[float, float]], begin: float = 0.0) -> str:
+    """An SVG of texts/s over the seconds of a run: filled steps, two axes, the peak and the length written on them.
+
+    A sample's rate holds from the sample before it (the first one's from `begin`) up to its own time.
+    """
+    seconds = max(samples[-1][0], 1e-9)
+    peak = max(max(rate for _, rate in samples), 1e-9)
+    floor, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+
+    def point(at: float, rate: float) -> str:
+        x = LEFT + at / seconds * (right - LEFT)
+        return f"{x:.1f},{floor - rate / peak * (floor - TOP):.1f}"
+
+    starts = [begin, *(at for at, _ in samples[:-1])]
+    steps = [(point(start, rate), point(at, rate)) for start, (at, rate) in zip(starts, samples, strict=True)]
+    line = " ".join(corner for step in steps for corner in step)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
+        f'height="{HEIGHT}" font-family="sans-serif" font-size="12" fill="#475569">'
+        f'<rect width="{WIDTH}" height="{HEIGHT}" rx="8" fill="#ffffff"/>'
+        f'<text x="{LEFT}" y="18">texts per second</text>'
+        f'<polygon points="{point(begin, 0)} {line} {right},{floor}" fill="#4f46e5" fill-opacity="0.15"/>'
+        f'<polyline points="{line}" fill="none" stroke="#4f46e5" stroke-width="2" stroke-linejoin="round"/>'
+        f'<path d="M{LEFT} {TOP}V{floor}H{right}" fill="none" stroke="#94a3b8"/>'
+        f'<text x="{LEFT - 6}" y="{TOP + 5}" text-anchor="end">{peak:,.0f}</text>'
+        f'<text x="{LEFT - 6}" y="{floor + 4}" text-anchor="end">0</text>'
+        f'<text x="{LEFT}" y="{HEIGHT - 9}">0 s</text>'
+        f'<text x="{right}" y="{HEIGHT - 9}" text-anchor="end">{seconds:,.1f} s</text>'
+        "</svg>"
+    )

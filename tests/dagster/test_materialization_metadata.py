@@ -1,0 +1,142 @@
+"""The report of a run as metadata: standard keys, stable names, plain numbers that the UI can plot."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from fletcher_core.models.card import ModelCard
+from fletcher_core.telemetry import DeliveryCounts, Progress, RunReport, StageSeconds
+from fletcher_dagster.metadata import run_metadata
+from fletcher_dagster.progress import progress_line
+
+SCHEMA = pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("vector", pa.list_(pa.float32(), 2))])
+
+NUMBERS = {
+    *(
+        f"fletcher/rows_{kind}"
+        for kind in [
+            "new",
+            "changed",
+            "stale",
+            "unchanged",
+            "deleted",
+            "skipped_empty",
+            "quarantined",
+            "truncated",
+            "embedded",
+        ]
+    ),
+    *(f"fletcher/seconds_{stage}" for stage in ["total", "read", "diff", "tokenize", "compute", "write", "send"]),
+    *(f"fletcher/longbow_rows_{state}" for state in ["sent", "applied", "searchable", "pending"]),
+    "fletcher/cache_hits",
+    "fletcher/texts_per_s",
+    "fletcher/tokens_per_s",
+    "fletcher/padding_share",
+    "fletcher/bytes_sent",
+}
+
+
+def report(**changes: Any) -> RunReport:
+    figures: dict[str, Any] = {
+        "run_id": "run",
+        "partition_key": "",
+        "generation": "docs-model-2-0000",
+        "card": ModelCard("model", "f00d", 2),
+        "engine": "openvino",
+        "device": "a processor",
+        "precision": "bf16",
+        "new": 5,
+        "changed": 1,
+        "stale": 0,
+        "unchanged": 3,
+        "deleted": 2,
+        "null_text": 1,
+        "empty_text": 2,
+        "null_ids": 3,
+        "duplicate_ids": 0,
+        "quarantined": 0,
+        "truncated": 0,
+        "cache_hits": 2,
+        "embedded": 4,
+        "tokens": 30,
+        "padded_tokens": 40,
+        "rows_in_store": 9,
+        "seconds_total": 2.0,
+        "seconds": StageSeconds(diff=0.5, compute=1.0),
+        "delivery": DeliveryCounts(sent=6, bytes_sent=600, applied=9, searchable=9),
+        "timeline": ((1.0, 4.0), (2.0, 3.0)),
+    }
+    return RunReport(**{**figures, **changes})
+
+
+def metadata(made_of: RunReport, *, partitioned: bool = False, delivered: bool = True) -> dict[str, Any]:
+    return run_metadata(
+        made_of,
+        live_rows=9,
+        schema=SCHEMA,
+        folder=Path("/vectors/docs"),
+        partitioned=partitioned,
+        delivered=delivered,
+    )
+
+
+def test_every_number_is_there_plain_and_of_a_stable_kind() -> None:
+    empty = report(new=0, embedded=0, tokens=0, padded_tokens=0, seconds_total=0.0, timeline=())
+    for made_of in (report(), empty):
+        values = metadata(made_of)
+        found = {name for name, value in values.items() if type(value) in (int, float)}
+        assert found == NUMBERS | {"dagster/row_count"}
+        assert {name for name in NUMBERS if "seconds" in name or "_per_s" in name or "share" in name} == {
+            name for name in found if type(values[name]) is float
+        }
+
+
+def test_figures_come_from_where_they_say() -> None:
+    values = metadata(report())
+    assert values["fletcher/rows_skipped_empty"] == 6
+    assert values["fletcher/texts_per_s"] == 2.0
+    assert values["fletcher/padding_share"] == 0.25
+    assert values["fletcher/engine"] == "openvino bf16"
+    assert values["dagster/uri"] == "file:///vectors/docs"
+    assert values["dagster/table_name"] == values["fletcher/longbow_dataset"] == "docs-model-2-0000"
+
+
+def test_a_partitions_rows_are_not_called_the_assets() -> None:
+    values = metadata(report(), partitioned=True)
+    assert values["dagster/partition_row_count"] == 9
+    assert "dagster/row_count" not in values
+
+
+def test_without_longbow_nothing_is_said_of_it() -> None:
+    assert not [name for name in metadata(report(), delivered=False) if "longbow" in name or "sent" in name]
+
+
+def test_trouble_and_notes_are_said() -> None:
+    troubled = report(delivery=DeliveryCounts(problem="it is down"), note="the model changed")
+    values = metadata(troubled)
+    assert values["fletcher/longbow_problem"] == "it is down"
+    assert values["fletcher/note"] == "the model changed"
+    assert "fletcher/longbow_problem" not in metadata(report())
+
+
+def test_the_schema_is_dagsters() -> None:
+    schema = metadata(report())["dagster/column_schema"]
+    assert isinstance(schema, dg.TableSchema)
+    assert [(column.name, column.type, column.constraints.nullable) for column in schema.columns] == [
+        ("id", "string", False),
+        ("vector", "fixed_size_list<item: float>[2]", True),
+    ]
+
+
+def test_dagster_accepts_all_of_it() -> None:
+    materialization = dg.AssetMaterialization("docs", metadata=metadata(report()))
+    assert isinstance(materialization.metadata["fletcher/throughput"], dg.MarkdownMetadataValue)
+
+
+def test_progress_says_how_long_it_will_take() -> None:
+    assert progress_line(Progress(250, 1000, 50.0, 10.0)) == "250 of 1,000 rows, 50 texts/s, about 30 s left"
+    assert progress_line(Progress(10, 36_010, 1.0, 1.0)).endswith("about 60 min left")
+    assert progress_line(Progress(1, 10_001, 1.0, 1.0)).endswith("about 2 h 47 min left")
+    assert progress_line(Progress(1000, 1000, 50.0, 20.0)) == "1,000 of 1,000 rows, 50 texts/s"

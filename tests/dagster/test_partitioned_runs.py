@@ -1,0 +1,155 @@
+"""Runs of partitioned assets: single keys, ranges in one run, and what Dagster remembers of each partition."""
+
+import dagster as dg
+import pytest
+from embedding_project import DAYS, LANGUAGES, Project, checks, failure, plain
+
+from fletcher_core.pipeline import MaterializeSettings
+from fletcher_core.sources import metadata_schema
+
+ALL_DAYS = DAYS.get_partition_keys()
+
+
+def by_day(project: Project) -> dg.AssetsDefinition:
+    return project.assets(project.docs(partition_column="day"), partitions_def=DAYS)
+
+
+def test_a_day_embeds_the_rows_of_that_day(project: Project) -> None:
+    result = project.run(by_day(project), partition_key="2026-01-02")
+    assert result.success
+    (materialization,) = project.materializations()
+    assert materialization.partition == "2026-01-02"
+    figures = plain(materialization.metadata)
+    assert figures["dagster/partition_row_count"] == figures["fletcher/rows_new"] == 2
+    assert "dagster/row_count" not in figures
+    assert checks(result)["row_parity"].passed
+
+
+@pytest.mark.parametrize("kind", ["TIMESTAMP", "TIMESTAMPTZ", "VARCHAR"])
+def test_a_day_is_found_in_columns_of_other_types(project: Project, kind: str) -> None:
+    if kind == "VARCHAR":
+        assets = project.assets(
+            project.docs(partition_column="day"), partitions_def=dg.StaticPartitionsDefinition(ALL_DAYS)
+        )
+    else:
+        assets = by_day(project)
+    project.sql(f"ALTER TABLE docs ALTER day TYPE {kind}")
+    project.run(assets, partition_key="2026-01-02")
+    assert project.figures(partition="2026-01-02")["fletcher/rows_new"] == 2
+
+
+def test_a_static_key_embeds_the_rows_with_that_value(project: Project) -> None:
+    assets = project.assets(project.docs(partition_column="language"), partitions_def=LANGUAGES)
+    assert project.run(assets, partition_key="de").success
+    assert project.figures(partition="de")["dagster/partition_row_count"] == 3
+
+
+def test_a_dynamic_key_embeds_the_rows_with_that_value(project: Project) -> None:
+    languages = dg.DynamicPartitionsDefinition(name="languages")
+    project.instance.add_dynamic_partitions("languages", ["de", "en"])
+    assets = project.assets(project.docs(partition_column="language"), partitions_def=languages)
+    assert project.run(assets, partition_key="en").success
+    assert project.run_range(assets, "de", "en").success
+    assert project.figures(partition="de")["fletcher/rows_new"] == 3
+    assert project.figures(partition="en")["fletcher/rows_unchanged"] == 3
+
+
+def test_each_partition_of_a_range_has_its_own_figures(project: Project) -> None:
+    project.sql("INSERT INTO docs VALUES (7, 'Tides follow the moon.', '2026-01-03', 'en')")
+    result = project.run_range(by_day(project), "2026-01-01", "2026-01-03")
+    assert result.success
+    counts = [project.figures(partition=day)["dagster/partition_row_count"] for day in ALL_DAYS]
+    assert counts == [2, 2, 3]
+    assert "dagster/row_count" not in project.figures()
+    assert project.instance.get_materialized_partitions(dg.AssetKey("docs_embeddings")) == set(ALL_DAYS)
+    assert plain(checks(result)["row_parity"].metadata)["fletcher/rows_live"] == 7
+
+
+def test_an_unchanged_partition_of_a_range_is_reported_too(project: Project) -> None:
+    assets = by_day(project)
+    project.run_range(assets, "2026-01-01", "2026-01-03")
+    version = project.version(partition="2026-01-01")
+    project.run_range(assets, "2026-01-01", "2026-01-03")
+    for day in ALL_DAYS:
+        assert len(project.materializations(partition=day)) == 4
+        assert project.figures(partition=day)["fletcher/rows_unchanged"] == 2
+        assert project.figures(partition=day)["fletcher/rows_embedded"] == 0
+    assert project.version(partition="2026-01-01") == version
+
+
+def test_a_partition_has_one_version_however_it_was_run(project: Project) -> None:
+    """The event at each commit carries the partition's own version; only the closing one is the range's."""
+    assets = by_day(project)
+    project.run_range(assets, "2026-01-01", "2026-01-02")
+    committed = project.materializations(partition="2026-01-02")[1]
+    project.run(assets, partition_key="2026-01-02")
+    assert (committed.tags or {})["dagster/data_version"] == project.version(partition="2026-01-02")
+    assert project.version(partition="2026-01-01") != project.version(partition="2026-01-02")
+
+
+def test_a_day_without_rows_is_a_success_of_nothing(project: Project) -> None:
+    project.sql("DELETE FROM docs WHERE day = '2026-01-02'")
+    result = project.run_range(by_day(project), "2026-01-01", "2026-01-03")
+    assert result.success
+    assert project.figures(partition="2026-01-02")["dagster/partition_row_count"] == 0
+    assert checks(result)["row_parity"].passed
+
+
+def test_a_day_that_lost_its_rows_loses_its_vectors(project: Project) -> None:
+    assets = by_day(project)
+    project.run_range(assets, "2026-01-01", "2026-01-03")
+    project.sql("DELETE FROM docs WHERE day = '2026-01-02'")
+    project.run(assets, partition_key="2026-01-02")
+    figures = project.figures(partition="2026-01-02")
+    assert (figures["fletcher/rows_deleted"], figures["dagster/partition_row_count"]) == (2, 0)
+    with project.fletcher.store("docs_embeddings") as store:
+        generation = store.current()
+        assert generation is not None
+        assert generation.row_count() == 4
+
+
+def test_keys_that_are_no_file_names_work(project: Project) -> None:
+    keys = ["en/US", "..", "Ö x"]
+    project.sql("UPDATE docs SET language = CASE WHEN id < 3 THEN 'en/US' WHEN id < 5 THEN '..' ELSE 'Ö x' END")
+    assets = project.assets(
+        project.docs(partition_column="language"), partitions_def=dg.StaticPartitionsDefinition(keys)
+    )
+    assert project.run_range(assets, "en/US", "Ö x").success
+    assert [project.figures(partition=key)["dagster/partition_row_count"] for key in keys] == [2, 2, 2]
+
+
+def test_a_range_that_fails_halfway_keeps_what_was_committed(project: Project) -> None:
+    source = project.docs(partition_column="day")
+    assets = project.assets(source, partitions_def=DAYS)
+    with project.fletcher.store("docs_embeddings") as store:
+        card = project.fletcher.embedder().card
+        generation = store.generation(card, metadata_schema(source), MaterializeSettings().vector_type)
+        with generation.locked("2026-01-02", "another-run"):
+            result = project.run_range(assets, "2026-01-01", "2026-01-03")
+    error = failure(result)
+    assert "another-run" in (error.description or "")
+    assert plain(error.metadata)["fletcher/error"] == "StoreLockedError"
+    assert project.instance.get_materialized_partitions(dg.AssetKey("docs_embeddings")) == {"2026-01-01"}
+    assert project.run_range(assets, "2026-01-01", "2026-01-03").success
+    assert project.figures(partition="2026-01-01")["fletcher/rows_unchanged"] == 2
+    assert project.figures(partition="2026-01-02")["fletcher/rows_new"] == 2
+
+
+def test_a_row_that_moves_to_another_day_is_not_embedded_again(project: Project) -> None:
+    assets = by_day(project)
+    project.run_range(assets, "2026-01-01", "2026-01-03")
+    project.sql("UPDATE docs SET day = '2026-01-01' WHERE id = 5")
+    project.run_range(assets, "2026-01-01", "2026-01-03")
+    embedded = [project.figures(partition=day)["fletcher/rows_embedded"] for day in ALL_DAYS]
+    live = [project.figures(partition=day)["dagster/partition_row_count"] for day in ALL_DAYS]
+    assert embedded == [0, 0, 0]
+    assert live == [3, 2, 1]
+
+
+def test_a_check_alone_looks_at_the_partitions_that_exist(project: Project) -> None:
+    assets = by_day(project)
+    project.run(assets, partition_key="2026-01-02")
+    parity = dg.AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey("docs_embeddings"), "row_parity"))
+    evaluation = checks(project.run(assets, selection=parity))["row_parity"]
+    assert evaluation.passed
+    assert plain(evaluation.metadata)["fletcher/rows_live"] == 2

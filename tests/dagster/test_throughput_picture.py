@@ -1,0 +1,50 @@
+"""The picture of a run's throughput: valid SVG in Markdown, to scale."""
+
+import xml.etree.ElementTree as ET
+from base64 import b64decode
+
+from fletcher_dagster.throughput import throughput_markdown, throughput_svg
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def corners(svg: str) -> list[tuple[float, float]]:
+    line = ET.fromstring(svg).find(f"{SVG}polyline")
+    assert line is not None
+    points = [point.split(",") for point in line.attrib["points"].split()]
+    return [(float(x), float(y)) for x, y in points]
+
+
+def test_the_markdown_holds_a_readable_svg() -> None:
+    markdown = throughput_markdown([(1.0, 400.0), (2.0, 300.0)])
+    assert markdown is not None
+    prefix = "![texts per second over the run](data:image/svg+xml;base64,"
+    assert markdown.startswith(prefix)
+    picture = b64decode(markdown.removeprefix(prefix).removesuffix(")"), validate=True).decode()
+    assert ET.fromstring(picture).tag == f"{SVG}svg"
+    assert "400" in picture
+    assert "2.0 s" in picture
+
+
+def test_the_steps_are_to_scale() -> None:
+    (x0, y0), (x1, y1), (x2, y2), (x3, y3) = corners(throughput_svg([(5.0, 50.0), (10.0, 100.0)]))
+    assert (y0, y2) == (y1, y3)
+    assert x1 == x2
+    assert x1 - x0 == x3 - x2 > 0
+    floor = y0 + (y0 - y2)
+    assert floor - y2 == 2 * (floor - y0)
+
+
+def test_the_time_before_the_first_text_stays_empty() -> None:
+    svg = throughput_svg([(10.0, 80.0)], begin=5.0)
+    left = corners(throughput_svg([(10.0, 80.0)]))[0][0]
+    (x0, _), (x1, _) = corners(svg)
+    assert x0 - left == x1 - x0 > 0
+
+
+def test_a_run_that_embedded_nothing_has_no_picture() -> None:
+    assert throughput_markdown([]) is None
+
+
+def test_a_run_that_stood_still_divides_by_nothing() -> None:
+    assert "<svg" in throughput_svg([(0.0, 0.0), (0.0, 0.0)])
