@@ -14,13 +14,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 from uuid import uuid4
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fletcher_core.changes import Changes, detect_changes
-from fletcher_core.embedder import WINDOW, EmbeddedTexts, Embedder, vector_array
+from fletcher_core.embedder import WINDOW, EmbeddedTexts, Embedder
 from fletcher_core.errors import ConfigError, RunCancelled
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.longbow.sender import Sender, SenderSettings
@@ -28,6 +26,7 @@ from fletcher_core.sources import Partition, Source, metadata_schema
 from fletcher_core.store import Generation, VectorStore
 from fletcher_core.store.schema import VectorType
 from fletcher_core.telemetry import DeliveryCounts, Progress, RunReport, StageSeconds
+from fletcher_core.window import Window, delete_rows, finish_window, open_window
 
 _LOG = logging.getLogger(__name__)
 
@@ -136,16 +135,6 @@ def materialize(
 
 
 @dataclass
-class _Window:
-    """Rows of the snapshot on their way: `unique` int64 are the rows to embed, one for each text without a vector yet;
-    `text_of` int64 [rows] says which of those a row shares its text with, -1 where the vector is known."""
-
-    rows: pa.Table
-    unique: npt.NDArray[np.int64]
-    text_of: npt.NDArray[np.int64]
-
-
-@dataclass
 class _Run:
     """The state of one materialization; methods in the order in which they are called."""
 
@@ -195,7 +184,7 @@ class _Run:
             return
         file = pq.ParquetFile(self.changes.deleted_path)
         for batch in file.iter_batches(self._segment_rows()):
-            self._commit(_delete_rows(pa.Table.from_batches([batch]), self.generation))
+            self._commit(delete_rows(pa.Table.from_batches([batch]), self.generation.schema))
 
     def embed(self) -> None:
         """Stream the snapshot through the engine; commit finished windows in segments."""
@@ -300,60 +289,29 @@ class _Run:
     def _segment_rows(self) -> int:
         return max(1, min(self.settings.segment_rows, _SEGMENT_BYTES // (4 * self.embedder.dimension + _ROW_OVERHEAD)))
 
-    def _windows(self) -> Iterator[tuple[_Window, list[str]]]:
+    def _windows(self) -> Iterator[tuple[Window, list[str]]]:
         """Windows of the snapshot with the texts to embed, each text once."""
         file = pq.ParquetFile(self.changes.changes_path)
         started = time.perf_counter()
         for batch in file.iter_batches(min(WINDOW, self._segment_rows())):
-            window = _open_window(pa.Table.from_batches([batch]))
+            window = open_window(pa.Table.from_batches([batch]))
             texts = window.rows["text"].take(pa.array(window.unique)).to_pylist()
             self.read_seconds += time.perf_counter() - started
             yield window, texts
             started = time.perf_counter()
 
-    def _finish(self, window: _Window, result: EmbeddedTexts) -> pa.Table:
-        """Vectors of a window -> rows for the store.
+    def _finish(self, window: Window, result: EmbeddedTexts) -> pa.Table:
+        """A window that came back from the engine -> rows for the store; what is refused goes to the quarantine."""
+        finished = finish_window(window, result, self.embedder, self.generation.schema)
+        if finished.refused.num_rows:
+            self.quarantine(finished.refused)
+        self._count(window, result)
+        self.truncated += finished.truncated
+        return finished.rows
 
-        Rows that cannot be vouched for go to the quarantine, and the version of them that the store has, made from
-        another text, is deleted.
-        """
-        rows = window.rows
-        share = np.maximum(window.text_of, 0)  # row -> its text in `result`; meaningless where the vector is known
-        fresh = window.text_of >= 0
-        refused = _refusals(result, self.embedder)
-        good = ~fresh | (refused[share] == "" if len(refused) else True)
-        vectors = np.empty((rows.num_rows, self.embedder.dimension), np.float32)
-        tokens = rows["tokens"].to_numpy().copy()
-        cut = rows["truncated"].to_numpy().copy()
-        if fresh.any():
-            vectors[fresh] = result.vectors[share[fresh]]
-            tokens[fresh] = result.token_counts[share[fresh]]
-            cut[fresh] = result.cut[share[fresh]]
-        if not fresh.all():
-            known = rows["vector"].combine_chunks().filter(pa.array(~fresh))
-            vectors[~fresh] = known.flatten().to_numpy().reshape(-1, self.embedder.dimension)
-        table = rows.drop_columns(["text", "status", "vector", "tokens", "truncated"])
-        table = table.append_column("op", pa.repeat("upsert", rows.num_rows))
-        table = table.append_column("tokens", pa.array(tokens, pa.int32()))
-        table = table.append_column("truncated", pa.array(cut))
-        table = table.append_column("vector", vector_array(vectors))
-        if not good.all():
-            bad = rows.filter(pa.array(~good))
-            reasons = refused[share[~good]]
-            listed = bad.select(["id", "content_hash"])
-            listed = listed.append_column("reason", pa.array([reason.split(":")[0] for reason in reasons]))
-            self.quarantine(listed.append_column("message", pa.array(list(reasons))))
-            outdated = _delete_rows(bad.filter(bad["replaces"].is_valid()), self.generation)
-            table = pa.concat_tables(
-                [table.filter(pa.array(good)), outdated.select(table.column_names).cast(table.schema)]
-            )
-        self._count(window, result, int(cut[good].sum()))
-        return table
-
-    def _count(self, window: _Window, result: EmbeddedTexts, truncated: int) -> None:
+    def _count(self, window: Window, result: EmbeddedTexts) -> None:
         self.embedded += len(window.unique)
         self.cache_hits += window.rows.num_rows - len(window.unique)
-        self.truncated += truncated
         self.tokens += result.computed_tokens
         self.padded_tokens += result.padded_tokens
         self.seconds = replace(
@@ -377,42 +335,3 @@ class _Run:
         self.write_seconds += time.perf_counter() - started
         if self.sender is not None:
             self.sender.notify()
-
-
-def _open_window(rows: pa.Table) -> _Window:
-    hashes = rows["content_hash"].combine_chunks().dictionary_encode()
-    codes = hashes.indices.to_numpy().astype(np.int64)
-    needed = rows["vector"].is_null().to_numpy()
-    first = np.full(len(hashes.dictionary), -1, np.int64)
-    candidates = np.flatnonzero(needed)[::-1]
-    first[codes[candidates]] = candidates  # backwards, so that the first row of a text is what remains
-    unique = np.sort(first[first >= 0])
-    place = np.full(len(hashes.dictionary), -1, np.int64)
-    place[codes[unique]] = np.arange(len(unique))
-    return _Window(rows, unique, np.where(needed, place[codes], -1))
-
-
-def _refusals(result: EmbeddedTexts, embedder: Embedder) -> npt.NDArray[np.object_]:
-    """For each text '' or why its vector must not be used, as 'reason: message'."""
-    refused = np.full(len(result.sound), "", dtype=object)
-    refused[~result.sound] = "invalid_vector: the model gave a vector that is not finite or has no length"
-    if embedder.encoder.long_text == "error":
-        for row in np.flatnonzero(result.cut):
-            refused[row] = (
-                f"too_long: the text has {result.token_counts[row]} tokens and the limit is "
-                f"{embedder.encoder.max_length}; shorten it, or set long_text to 'truncate' or 'chunk'"
-            )
-    return refused
-
-
-def _delete_rows(deleted: pa.Table, generation: Generation) -> pa.Table:
-    """`id`, `replaces` -> rows for the store; all that describes a text is null."""
-    count = deleted.num_rows
-    table = deleted.select(["id", "replaces"]).append_column("op", pa.repeat("delete", count))
-    for column in generation.schema:
-        if column.name not in table.column_names and column.name in _WRITTEN | set(generation.metadata_schema.names):
-            table = table.append_column(column.name, pa.nulls(count, column.type))
-    return table
-
-
-_WRITTEN = {"content_hash", "metadata_hash", "tokens", "truncated", "vector"}

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fletcher_core.errors import LongbowRejected
 from fletcher_core.store.schema import ROW_FIELDS, STORE_FIELDS, UPSERT
 
 BLOCK_ROWS = 4096
@@ -61,10 +60,7 @@ def wire_type(kind: pa.DataType) -> pa.DataType:
 
 
 def wire_table(rows: pa.Table) -> pa.Table:
-    """The upserts among a segment's rows as a table of `wire_schema`, in their order; vectors become float32.
-
-    Raises LongbowRejected, naming the column, for metadata that cannot be converted.
-    """
+    """The upserts among a segment's rows as a table of `wire_schema`, in their order; vectors become float32."""
     if rows.num_rows and pc.any(pc.not_equal(rows["op"], UPSERT)).as_py():
         rows = rows.filter(pc.equal(rows["op"], UPSERT))
     metadata = pa.schema([field for field in rows.schema if field.name not in _STORE_COLUMNS])
@@ -77,7 +73,7 @@ def wire_table(rows: pa.Table) -> pa.Table:
         "version": rows["sequence"],
         "partition": rows["partition_key"].cast(pa.string()),
     }
-    columns |= {field.name: _on_the_wire(rows[field.name], field.name) for field in metadata}
+    columns |= {field.name: _on_the_wire(rows[field.name]) for field in metadata}
     return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
@@ -102,18 +98,8 @@ def split_table(table: pa.Table, *, max_rows: int, max_bytes: int) -> Iterator[p
             yield piece
 
 
-def _on_the_wire(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+def _on_the_wire(column: pa.ChunkedArray) -> pa.ChunkedArray:
     kind = wire_type(column.type)
-    try:
-        return _converted(column, kind)
-    except pa.ArrowException as error:
-        raise LongbowRejected(
-            f"metadata column {name!r} of type {column.type} cannot be sent to Longbow as {kind} ({error}): "
-            "cast it in the source's query, or leave it out of metadata_columns"
-        ) from error
-
-
-def _converted(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     plain = pa.chunked_array([_storage(chunk) for chunk in column.chunks], type=_plain(column.type))
     if kind != pa.string() or any(check(plain.type) for check in _STRINGS):
         return plain.cast(kind)
