@@ -14,7 +14,7 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Packed sequences: `ids` int32 [T], `cu_seqlens` int64 [n+1]; sequence k is `ids[cu_seqlens[k] : cu_seqlens[k+1]]`."""
+    """Packed sequences: `ids` int32 [T], `cu_seqlens` int64 [n+1]; k is `ids[cu_seqlens[k] : cu_seqlens[k+1]]`."""
 
     ids: Int32
     cu_seqlens: Int64

@@ -117,12 +117,12 @@ def test_changed_rows_are_found_where_they_are_now_and_deleted_rows_nowhere(circ
 
 
 def test_enough_hits_come_although_most_of_the_nearest_are_stale(circle: Circle) -> None:
-    for turn in range(60):
+    for turn in range(30):
         circle.write({f"row {n}": 0.001 * (n + turn) for n in range(5)})
     circle.write({f"far {n}": 2.0 + n / 100 for n in range(5)})
     circle.write({f"row {n}": None for n in range(3)})
     circle.deliver()
-    assert circle.client.readiness(circle.generation.name).index_len == 305
+    assert circle.client.readiness(circle.generation.name).index_len == 155
     found = circle.found(0.0, k=7)
     assert found == ["row 3", "row 4", "far 0", "far 1", "far 2", "far 3", "far 4"]
     assert len(circle.found(0.0, k=500)) == 7

@@ -24,7 +24,6 @@ from fletcher_core.sources import (
 )
 from fletcher_core.sql import connect
 
-
 WHOLE = Partition()
 DAY = datetime(2024, 3, 2)
 

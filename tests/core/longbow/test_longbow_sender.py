@@ -1,5 +1,6 @@
 """The sender against a server that is down, emptied, set back, stalled or lying: nothing lost, nothing twice."""
 
+import random
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from fletcher_core.longbow.retirement import safe_to_delete
 from fletcher_core.longbow.sender import DeliveryReport, Sender, SenderSettings
 from fletcher_core.longbow.server import Faults
 from fletcher_core.longbow.wire import BLOCK_ROWS
+from fletcher_core.models.card import ModelCard
+from fletcher_core.search import search
 from fletcher_core.store.segments import Segment
 from fletcher_core.store.store import VectorStore
 
@@ -400,6 +403,54 @@ def test_a_sender_that_is_never_drained_can_be_closed_at_any_time(collection: An
     sender.close()
     assert deliver(collection, client).is_complete
     assert once_each(collection, client)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_after_any_mixture_of_changes_faults_and_restarts_search_sees_exactly_the_store(
+    server: Any, collection: Any, connect: Connect, seed: int
+) -> None:
+    chance = random.Random(seed)
+    client = connect(put_timeout=0.2)
+    faults = [
+        *[Faults() for _ in range(4)],
+        Faults(drop_after_ok=True),
+        Faults(stall_before_flush=True),
+        Faults(unavailable_mid_stream=chance.randint(0, 5)),
+        Faults(resource_exhausted=True),
+        Faults(index_delay=0.05),
+    ]
+    with Sender(collection.generation, client, QUICK) as sender:
+        for _ in range(20):
+            upserts = chance.sample([f"row {n}" for n in range(30)], chance.randint(1, 6))
+            deletes = chance.sample(sorted(collection.live), min(2, len(collection.live)))
+            collection.write(upserts, deletes=[row for row in deletes if row not in upserts])
+            sender.notify()
+            if chance.random() < 0.2:
+                lost = Faults(lose_last_puts=chance.randint(0, 4), resurrect_deletes=chance.random() < 0.5)
+                server.start(faults=lost)
+            server.faults = chance.choice(faults)
+            if chance.random() < 0.3:
+                sender.drain(0.5)
+        server.faults = Faults()
+        while sender.drain(20).unavailable:
+            pass
+        assert sender.drain(20).is_complete
+    for row, sequence in collection.live.items():
+        hits = search(collection.store, client, Vector(collection.vectors[sequence]), row, k=30)
+        assert sorted(hit.id for hit in hits) == sorted(collection.live)
+        assert hits[0].id == row
+        assert hits[0].cosine == pytest.approx(1, abs=1e-6)
+
+
+class Vector:
+    """An embedder that has one answer."""
+
+    def __init__(self, vector: np.ndarray) -> None:
+        self.card = ModelCard("tiny", "ab" * 16, len(vector))
+        self.vector = vector
+
+    def embed_query(self, text: str) -> np.ndarray:
+        return self.vector
 
 
 KILLED = """

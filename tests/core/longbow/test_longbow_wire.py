@@ -100,7 +100,7 @@ def test_deletes_do_not_travel_and_halves_become_floats() -> None:
 
 
 @pytest.mark.parametrize(("kind", "expected", "values"), KINDS, ids=[str(kind) for kind, _, _ in KINDS])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_metadata_keeps_its_values_and_the_type_follows_from_the_schema(
     kind: pa.DataType, expected: pa.DataType, values: st.SearchStrategy[object], data: st.DataObject

@@ -46,8 +46,8 @@ def write(generation: Generation, partition_key: str, change: dict[str, str | No
 
 
 def live_sequences(generation: Generation, partition_key: str) -> dict[str, int]:
-    rows = duckdb.sql(f"SELECT id, sequence FROM ({generation.live_sql(partition_key)})").fetchall()
-    return dict(rows)
+    rows = duckdb.execute(f"SELECT id, sequence FROM ({generation.live_sql(partition_key)})")
+    return dict(rows.fetchall())
 
 
 def live_texts(generation: Generation) -> dict[tuple[str, str], str]:
@@ -117,7 +117,7 @@ def _rows(ids: list[str], op: str, texts: list[str], replaces: dict[str, int]) -
 
 def _texts(select: str) -> dict[tuple[str, str], str]:
     found: dict[tuple[str, str], str] = {}
-    for partition_key, row_id, topic, content_hash, stored in duckdb.sql(select).fetchall():
+    for partition_key, row_id, topic, content_hash, stored in duckdb.execute(select).fetchall():
         assert (partition_key, row_id) not in found, "two live rows of one id"
         assert content_hash == hashlib.md5(topic.encode()).hexdigest()
         assert list(stored) == vector(topic), "a vector of another text"

@@ -49,7 +49,7 @@ def test_a_new_generation_can_be_queried(generation: Generation) -> None:
     assert generation.segments() == []
     assert generation.resolve([1, 2]).num_rows == 0
     assert generation.resolve([]).column_names == ["sequence", "id", "partition_key", "content_hash", "topic"]
-    types = {name: kind for name, kind, *_ in duckdb.sql(f"DESCRIBE {generation.live_sql()}").fetchall()}
+    types = {name: kind for name, kind, *_ in duckdb.execute(f"DESCRIBE {generation.live_sql()}").fetchall()}
     assert types["vector"] == "FLOAT[]"
     assert types["sequence"] == "BIGINT"
     assert list(types) == generation.schema.names

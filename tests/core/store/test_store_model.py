@@ -45,7 +45,7 @@ class StoreHistory(RuleBasedStateMachine):
             return
         real_add, real_unlink = Manifest.add_file, Path.unlink
         Manifest.add_file = _killed  # type: ignore[method-assign, assignment]
-        Path.unlink = _not_reached  # type: ignore[method-assign, assignment]
+        Path.unlink = _not_reached  # type: ignore[method-assign]
         try:
             write(self.generation, partition_key, change)
         except _Killed:
@@ -110,6 +110,6 @@ def _not_reached(*_: object, **__: object) -> None:
 
 
 StoreHistory.TestCase.settings = settings(
-    max_examples=12, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=10, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestStoreHistory = StoreHistory.TestCase
