@@ -11,20 +11,13 @@ from typing import Literal
 import duckdb
 import pyarrow as pa
 
+from fletcher_core.columns import stored_type
 from fletcher_core.errors import ConfigError, InputError, StoreError
-from fletcher_core.sources import (
-    Partition,
-    Source,
-    attached,
-    column_types,
-    partition_filter,
-    reading_failed,
-    stored_type,
-    template_parts,
-)
+from fletcher_core.sources import Partition, Source, attached, column_types, filter_column, reading_failed
 from fletcher_core.sql import connect, first_line, identifier, literal
 from fletcher_core.store.generation import Generation
 from fletcher_core.store.vectors import write_known_vectors
+from fletcher_core.template import parse_template
 
 _ROW_GROUP_ROWS = 16_384
 _ROW_GROUP_BYTES = "32MB"
@@ -173,10 +166,14 @@ def _hashed(source: Source, types: dict[str, str], relation: str, partition: Par
         f"THEN 'null_text' WHEN {' AND '.join(map(_is_blank, texts))} THEN 'empty_text' ELSE 'text' END"
     )
     columns = [f"CAST({row_id} AS VARCHAR) AS id", f"{_joined(source)} AS text", f"{kind} AS fletcher_kind", *metadata]
+    condition = "true"
+    if partition.filtered:
+        name = filter_column(source, partition)
+        condition = partition.condition(name, types[name])
     return (
         f"SELECT *, md5(text) AS content_hash, {_metadata_hash(source)} AS metadata_hash, "
         "CASE WHEN fletcher_kind = 'text' THEN id END AS fletcher_key FROM "
-        f"(SELECT {', '.join(columns)} FROM {relation} WHERE {partition_filter(source, partition, types)})"
+        f"(SELECT {', '.join(columns)} FROM {relation} WHERE {condition})"
     )
 
 
@@ -185,7 +182,7 @@ def _joined(source: Source) -> str:
     columns = [f"CAST({identifier(name)} AS VARCHAR)" for name in source.text_columns]
     if source.template is not None:
         parts: list[str] = []
-        for text, column in template_parts(source):
+        for text, column in parse_template(source.template, source.text_columns):
             parts += [literal(text)] if text else []
             parts += [f"coalesce(CAST({identifier(column)} AS VARCHAR), '')"] if column is not None else []
         return f"concat({', '.join(parts)})"

@@ -4,54 +4,28 @@ A source names its columns; `attach` makes it readable on a DuckDB connection as
 attached read-only and only as long as a scan takes, since a reader keeps writers out.
 """
 
-import difflib
 import os
 import re
-import string
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path, PurePath
 
 import duckdb
 import pyarrow as pa
 
+from fletcher_core.columns import check_text_type, choices, stored_type
 from fletcher_core.errors import ConfigError, SourceError
+from fletcher_core.partition import Partition
 from fletcher_core.sql import connect, first_line, identifier, literal, literals
 from fletcher_core.store.schema import check_metadata_names
+from fletcher_core.template import parse_template
+
+__all__ = ["DuckDBTable", "ParquetTable", "Partition", "Source", "attached", "column_types", "metadata_schema"]
 
 _CATALOG = "fletcher_source"  # the name a database has while attached
 _RETRY_SECONDS = 0.1
-
-
-@dataclass(frozen=True)
-class Partition:
-    """A slice of a source: all of it, the rows where `column` = `value`, or where `start` <= `column` < `end`.
-
-    Args:
-        key: the name of the slice in the vector store; '' when the source is not partitioned.
-        column: the source's `partition_column` when not given.
-        value: compared with the column's text form.
-        start, end: compared with timestamps and dates. Without a time zone in the column the wall-clock time counts;
-            with one, the instant (a naive bound is taken as UTC).
-    """
-
-    key: str = ""
-    column: str | None = None
-    value: str | None = None
-    start: datetime | None = None
-    end: datetime | None = None
-
-    def __post_init__(self) -> None:
-        if self.value is not None and (self.start is not None or self.end is not None):
-            raise ConfigError(f"partition {self.key!r} has both a value and time bounds: give one of them")
-
-    @property
-    def filtered(self) -> bool:
-        """Whether the slice is less than the whole source."""
-        return self.value is not None or self.start is not None or self.end is not None
 
 
 _WHOLE = Partition()
@@ -155,7 +129,7 @@ class DuckDBTable:
                 if tuple(part.lower() for part in candidate) == tuple(part.lower() for part in wanted):
                     return ".".join(identifier(part) for part in (_CATALOG, *candidate))
         names = [name if schema == "main" else f"{schema}.{name}" for schema, name in found]
-        raise SourceError(f"{str(self.database)!r} has no table {self.table!r}: {_choice(self.table, names, 'tables')}")
+        raise SourceError(f"{str(self.database)!r} has no table {self.table!r}: {choices(self.table, names, 'tables')}")
 
 
 @dataclass(frozen=True)
@@ -255,39 +229,25 @@ def column_types(
     existing = {str(row[0]).lower(): str(row[1]) for row in described}
     wanted = [source.id_column, *source.text_columns, *source.metadata_columns]
     if partition.filtered:
-        wanted.append(_filter_column(source, partition))
+        wanted.append(filter_column(source, partition))
     for name in wanted:
         if name.lower() not in existing:
             names = [str(row[0]) for row in described]
-            raise SourceError(f"{source.origin()} has no column {name!r}: {_choice(name, names, 'columns')}")
+            raise SourceError(f"{source.origin()} has no column {name!r}: {choices(name, names, 'columns')}")
     types = {name: existing[name.lower()] for name in wanted}
     for name in source.text_columns:
-        _check_text_type(source, name, types[name])
+        check_text_type(name, types[name], source.origin())
     return types
 
 
-def partition_filter(source: Source, partition: Partition, types: Mapping[str, str]) -> str:
-    """The partition as an SQL condition; `types` comes from `column_types`."""
-    if not partition.filtered:
-        return "true"
-    name = _filter_column(source, partition)
-    if partition.value is not None:
-        return f"CAST({identifier(name)} AS VARCHAR) = {literal(partition.value)}"
-    zoned = types[name] == "TIMESTAMP WITH TIME ZONE"
-    column = f"CAST({identifier(name)} AS {'TIMESTAMPTZ' if zoned else 'TIMESTAMP'})"
-    bounds = ((">=", partition.start), ("<", partition.end))
-    return " AND ".join(f"{column} {sign} {_moment(at, zoned)}" for sign, at in bounds if at is not None)
-
-
-def stored_type(duckdb_type: str) -> tuple[str, pa.DataType]:
-    """The SQL type a metadata column is cast to, and the Arrow type it has in the store.
-
-    Few types, those that Longbow can filter by where there is a choice: whole numbers become 64 bits wide, decimals
-    double precision, and whatever has no plain counterpart becomes text.
-    """
-    if duckdb_type.startswith("DECIMAL"):
-        return "DOUBLE", pa.float64()
-    return _STORED_TYPES.get(duckdb_type, ("VARCHAR", pa.string()))
+def filter_column(source: Source, partition: Partition) -> str:
+    """The column that a filtering partition filters by; raises `ConfigError` when neither it nor the source names one."""
+    column = partition.column or source.partition_column
+    if column is None:
+        raise ConfigError(
+            f"partition {partition.key!r} of {source.origin()} has no column to filter by: set partition_column"
+        )
+    return column
 
 
 def metadata_schema(source: Source) -> pa.Schema:
@@ -303,30 +263,6 @@ def metadata_schema(source: Source) -> pa.Schema:
     return pa.schema([pa.field(name, stored_type(types[name])[1]) for name in source.metadata_columns])
 
 
-def template_parts(source: Source) -> list[tuple[str, str | None]]:
-    """The template as (text, following column or None) pairs.
-
-    Raises:
-        ConfigError: a field that is no text column, a text column without a field, a format or conversion.
-    """
-    if source.template is None:
-        return []
-    try:
-        parsed = list(string.Formatter().parse(source.template))
-    except ValueError as error:
-        raise ConfigError(f"template {source.template!r} cannot be read: {error} (write {{{{ for a brace)") from error
-    for _, column, form, conversion in parsed:
-        if form or conversion:
-            raise ConfigError(f"template {source.template!r}: a field is a column name alone, without ':' or '!'")
-        if column is not None and column not in source.text_columns:
-            names = ", ".join(source.text_columns)
-            raise ConfigError(f"template names {column!r}, which is not in text_columns ({names}): add it there")
-    unused = set(source.text_columns) - {column for _, column, _, _ in parsed}
-    if unused:
-        raise ConfigError(f"template leaves out {min(unused)!r} of text_columns: name it there, or drop the column")
-    return [(text, column) for text, column, _, _ in parsed]
-
-
 def reading_failed(source: Source, error: duckdb.Error) -> SourceError:
     """The failure of a query over a source, in terms of the source: names the damaged file where one is."""
     if isinstance(source, ParquetTable):
@@ -337,20 +273,6 @@ def reading_failed(source: Source, error: duckdb.Error) -> SourceError:
     return SourceError(f"cannot read {source.origin()}: {first_line(error)}")
 
 
-_STORED_TYPES: dict[str, tuple[str, pa.DataType]] = {
-    "BOOLEAN": ("BOOLEAN", pa.bool_()),
-    **dict.fromkeys(
-        ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"),
-        ("BIGINT", pa.int64()),
-    ),
-    "FLOAT": ("FLOAT", pa.float32()),
-    "DOUBLE": ("DOUBLE", pa.float64()),
-    "DATE": ("DATE", pa.date32()),
-    **dict.fromkeys(("TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS"), ("TIMESTAMP", pa.timestamp("us"))),
-    "TIMESTAMP WITH TIME ZONE": ("TIMESTAMPTZ", pa.timestamp("us", tz="UTC")),
-}
-
-
 def _settle_columns(source: Source) -> None:
     for field in ("text_columns", "metadata_columns"):
         value = getattr(source, field)
@@ -358,7 +280,8 @@ def _settle_columns(source: Source) -> None:
     if not source.text_columns:
         raise ConfigError(f"source {source.name!r} needs at least one column in text_columns")
     check_metadata_names(tuple(source.metadata_columns))
-    template_parts(source)
+    if source.template is not None:
+        parse_template(source.template, source.text_columns)
 
 
 def _damaged_file(paths: Sequence[str]) -> str | None:
@@ -376,34 +299,6 @@ def _damaged_file(paths: Sequence[str]) -> str | None:
                     "Write it again, or take it out of files="
                 )
     return None
-
-
-def _check_text_type(source: Source, name: str, type_: str) -> None:
-    if type_ == "BLOB":
-        raise SourceError(
-            f"text column {name!r} of {source.origin()} holds bytes, not text: when they are UTF-8 say "
-            f'query="SELECT * REPLACE (decode({name}) AS {name}) FROM ..."'
-        )
-    if type_.endswith("]") or type_.startswith(("STRUCT", "MAP", "UNION")):
-        raise SourceError(
-            f"text column {name!r} of {source.origin()} is of type {type_}: make one text of it through query="
-        )
-
-
-def _filter_column(source: Source, partition: Partition) -> str:
-    column = partition.column or source.partition_column
-    if column is None:
-        raise ConfigError(
-            f"partition {partition.key!r} of {source.origin()} has no column to filter by: set partition_column"
-        )
-    return column
-
-
-def _moment(at: datetime, zoned: bool) -> str:
-    if not zoned:
-        return f"TIMESTAMP {literal(at.replace(tzinfo=None).isoformat(sep=' '))}"
-    instant = at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
-    return f"TIMESTAMPTZ {literal(instant.isoformat(sep=' '))}"
 
 
 def _subquery(query: str) -> str:
@@ -425,10 +320,3 @@ def _lock_holder(message: str) -> str | None:
         return None
     process = re.search(r"held in (.*?) ?\(PID (\d+)\)", message)
     return f"process {process[2]} ({process[1]})" if process else "another process"
-
-
-def _choice(wanted: str, names: Sequence[str], kind: str) -> str:
-    near = difflib.get_close_matches(wanted.lower(), [name.lower() for name in names], n=1, cutoff=0.6)
-    hint = next((f"did you mean {name!r}? " for name in names if near and name.lower() == near[0]), "")
-    listed = ", ".join(names[:50]) + (", ..." if len(names) > 50 else "")
-    return f"{hint}It has the {kind} {listed}" if names else f"it has no {kind} at all"

@@ -18,7 +18,7 @@ from fletcher_core.store.durable import committed
 from fletcher_core.store.schema import (
     VectorType,
     check_metadata_names,
-    generation_name,
+    new_generation_name,
     segment_schema,
 )
 
@@ -28,8 +28,9 @@ _FOOTER_KEY = b"fletcher.generation"
 
 @dataclass(frozen=True)
 class Identity:
-    """The properties that make a generation; `created_at` is in seconds since 1970."""
+    """The properties that make a generation, and its name; `created_at` is in seconds since 1970."""
 
+    name: str
     collection: str
     card: ModelCard
     metadata_schema: pa.Schema
@@ -43,12 +44,15 @@ class Identity:
         if vector_type not in ("float32", "float16"):
             raise ConfigError(f"vector_type is {vector_type!r}: it must be 'float32' or 'float16'")
         plain = pa.schema([pa.field(field.name, field.type) for field in metadata])
-        return cls(collection, card, plain, vector_type, time.time())
+        return cls(new_generation_name(collection, card), collection, card, plain, vector_type, time.time())
 
-    @property
-    def name(self) -> str:
-        """The folder's and the Longbow dataset's name."""
-        return generation_name(self.collection, self.card, self.metadata_schema, self.vector_type)
+    def describes(self, other: "Identity") -> bool:
+        """Whether rows of `other` may stand beside rows of this generation."""
+        mine, theirs = (
+            (one.collection, one.card.fingerprint, one.card.dimension, one.vector_type, one.metadata_schema)
+            for one in (self, other)
+        )
+        return mine == theirs
 
     @property
     def schema(self) -> pa.Schema:
@@ -83,7 +87,8 @@ def read_identity(folder: Path) -> Identity:
         facts = json.loads((schema.metadata or {})[_FOOTER_KEY])
         metadata = pa.schema([schema.field(name) for name in facts["metadata_columns"]])
         card = ModelCard(facts["model"], facts["fingerprint"], facts["dimension"])
-        return Identity(facts["collection"], card, metadata, facts["vector_type"], facts["created_at"])
+        plain = pa.schema([pa.field(field.name, field.type) for field in metadata])
+        return Identity(folder.name, facts["collection"], card, plain, facts["vector_type"], facts["created_at"])
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise StoreError(
             f"{str(path)!r} is missing or damaged ({error}): restore it, or move the folder {str(folder)!r} away; "

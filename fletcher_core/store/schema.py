@@ -8,6 +8,7 @@ import hashlib
 import re
 from pathlib import PurePath
 from typing import Literal
+from uuid import uuid4
 
 import pyarrow as pa
 
@@ -64,13 +65,14 @@ def check_metadata_names(names: list[str] | tuple[str, ...]) -> None:
         seen.add(name.lower())
 
 
-def generation_name(collection: str, card: ModelCard, metadata: pa.Schema, vector_type: VectorType) -> str:
-    """`<collection>-<model>-<dimension>-<8 hex digits>`: another model, schema or type is another name."""
-    identity = hashlib.sha256()
-    for part in (collection, card.fingerprint, str(card.dimension), vector_type, _spelled(metadata)):
-        identity.update(f"{len(part)}:{part}".encode())
+def new_generation_name(collection: str, card: ModelCard) -> str:
+    """`<collection>-<model>-<dimension>-<8 random hex digits>`: name of a folder and of a Longbow dataset.
+
+    Random, because rows in Longbow are known by sequences that count from one in every store: two stores, or a store
+    deleted and begun anew, must never meet in one dataset.
+    """
     model = slug(PurePath(card.name).name or card.name)
-    return f"{slug(collection)}-{model}-{card.dimension}-{identity.hexdigest()[:8]}"
+    return f"{slug(collection)}-{model}-{card.dimension}-{uuid4().hex[:8]}"
 
 
 def slug(name: str) -> str:
@@ -89,7 +91,3 @@ def folder_name(key: str) -> str:
         return key
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     return f"{slug(key)}~{digest}"
-
-
-def _spelled(metadata: pa.Schema) -> str:
-    return "\n".join(f"{field.name}\t{field.type}" for field in metadata)

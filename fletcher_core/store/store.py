@@ -67,12 +67,14 @@ class VectorStore:
             ConfigError: a metadata column has a reserved name, or the vector type is unknown.
         """
         identity = Identity.new(self.collection, card, metadata_schema, vector_type)
-        folder = self.root / identity.name
         with store_lock(self.root).held("generation", patience=60):
-            if (folder / FILE_NAME).exists():
-                identity = read_identity(folder)
+            for name in self.manifest.generations(self.collection):
+                known = read_identity(self.root / name)
+                if known.describes(identity):
+                    identity = known
+                    break
             else:
-                identity.write(folder)
+                identity.write(self.root / identity.name)
             self.manifest.add_generation(identity.name, self.collection, identity.created_at)
         return Generation(self.root, self.manifest, identity)
 

@@ -1,6 +1,7 @@
 """Whole materializations: DuckDB and Parquet in, the store and a real (embedded) Longbow out."""
 
 import logging
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -290,6 +291,22 @@ def test_without_longbow_the_run_succeeds_and_delivery_follows_later(
     assert "127.0.0.1:9" in report.delivery.problem
     late = materialize(source, embedder=minilm, store=store, longbow=longbow)
     assert (late.embedded, late.delivery.sent, late.delivery.searchable) == (0, 30, 30)
+
+
+def test_a_store_begun_anew_never_meets_the_old_ones_rows_in_longbow(
+    database: Path, source: DuckDBTable, tmp_path: Path, minilm: Embedder, longbow: LongbowClient
+) -> None:
+    root = tmp_path / "store"
+    with VectorStore.open(root, collection="notes") as old:
+        materialize(source, embedder=minilm, store=old, longbow=longbow)
+    shutil.rmtree(root)
+    execute(database, "UPDATE notes SET text = 'entirely about volcanoes ' || id")
+    with VectorStore.open(root, collection="notes") as new:
+        materialize(source, embedder=minilm, store=new, longbow=longbow)
+        hits = search(new, longbow, minilm, "entirely about volcanoes 4", k=100)
+    assert len(hits) == 30
+    assert hits[0].id == "4"
+    assert hits[0].cosine == pytest.approx(1.0, abs=1e-4)
 
 
 def test_cancelling_while_longbow_is_slow_does_not_wait_for_it(

@@ -20,7 +20,6 @@ from fletcher_core.sources import (
     attached,
     column_types,
     metadata_schema,
-    partition_filter,
 )
 from fletcher_core.sql import connect
 
@@ -51,7 +50,8 @@ def ids_of(source: Source, partition: Partition = WHOLE) -> list[object]:
     """Ids in the partition, ascending."""
     with connect() as connection, attached(source, connection) as relation:
         types = column_types(source, connection, relation, partition)
-        condition = partition_filter(source, partition, types)
+        name = partition.column or source.partition_column or ""
+        condition = partition.condition(name, types.get(name, ""))
         found = connection.execute(f'SELECT "{source.id_column}" FROM {relation} WHERE {condition} ORDER BY 1')
         return [row_id for (row_id,) in found.fetchall()]
 
