@@ -1,6 +1,6 @@
 """What change detection costs when nothing changed, against DuckDB's own scans of the same column.
 
-Run: .venv/bin/python bench/change_detection.py [rows] [--threads N] [--profile]
+Run: .venv/bin/python bench/change_detection.py [rows] [--threads N]
 
 Builds a table of 1,000,000 rows with texts of about 300 bytes (DuckDB and Parquet) and a vector store that holds all of
 them, in a temporary folder; then times, best of three on the same connection settings: the no-op `detect_changes`,
@@ -36,7 +36,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fletcher-bench-") as folder:
         sources = build_sources(Path(folder), arguments.rows)
         print(f"{arguments.rows:,} rows, DuckDB threads: {arguments.threads or 'all cores'}, memory {MEMORY_LIMIT}")
-        print(f"{'source':<10}{'segments':>9}{'no-op diff':>12}{'md5 scan':>10}{'hash scan':>11}{'/ md5':>8}{'/ hash':>8}")
+        print(
+            f"{'source':<10}{'segments':>9}{'no-op diff':>12}{'md5 scan':>10}{'hash scan':>11}{'/ md5':>8}{'/ hash':>8}"
+        )
         for source in sources:
             measure(source, Path(folder), arguments.threads)
 
@@ -55,13 +57,14 @@ def build_sources(folder: Path, rows: int) -> list[Source]:
 
 
 def measure(source: Source, folder: Path, threads: int | None) -> None:
+    """One line with the store in the segments of a first run, one with it compacted."""
     with VectorStore.open(folder / "store", collection=source.name) as store:
         generation = store.generation(ModelCard("bench", "beef", DIMENSION), pa.schema([]))
         with generation.locked("", "bench"), store.workspace("bench") as workspace:
             fill(generation, source, workspace, threads)
-            print_row(source, generation, workspace, threads)
+            print_line(source, generation, workspace, threads)
             generation.compact("")
-            print_row(source, generation, workspace, threads)
+            print_line(source, generation, workspace, threads)
 
 
 def fill(generation: Generation, source: Source, workspace: Path, threads: int | None) -> None:
@@ -85,10 +88,12 @@ def fill(generation: Generation, source: Source, workspace: Path, threads: int |
         generation.write_segment("", rows, "bench")
 
 
-def print_row(source: Source, generation: Generation, workspace: Path, threads: int | None) -> None:
+def print_line(source: Source, generation: Generation, workspace: Path, threads: int | None) -> None:
+    rows = generation.row_count()
+
     def diff() -> None:
         found = detect_changes(source, Partition(), generation, workspace, memory_limit=MEMORY_LIMIT, threads=threads)
-        assert found.unchanged == found.source_rows == generation.row_count()
+        assert found.unchanged == found.source_rows == rows
 
     with connect(memory_limit=MEMORY_LIMIT, threads=threads) as connection, attached(source, connection) as relation:
         md5_seconds = best_of_three(lambda: connection.execute(f"SELECT max(md5(text)) FROM {relation}").fetchall())

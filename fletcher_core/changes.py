@@ -144,7 +144,7 @@ def _scan(
         except duckdb.OutOfMemoryException:
             raise
         except duckdb.Error as error:
-            if generation.name in str(error):  # a segment, not the source
+            if generation.name in str(error) or str(target.parent) in str(error):  # the store's fault, not the source's
                 raise
             raise reading_failed(source, error) from error
     connection.execute(f"CREATE TEMP VIEW scan AS FROM read_parquet({literal(target)}, file_row_number = true)")

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from fletcher_core.changes import Changes, detect_changes
 from fletcher_core.embedder import WINDOW, EmbeddedTexts, Embedder
-from fletcher_core.errors import ConfigError, RunCancelled
+from fletcher_core.errors import ConfigError, RunCancelled, StoreLockedError
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.longbow.sender import Sender, SenderSettings
 from fletcher_core.sources import Partition, Source, metadata_schema
@@ -168,11 +168,9 @@ class _Run:
     def announce(self) -> None:
         """Say at once what is ahead, above all that a changed model re-embeds everything."""
         if self.changes.stale:
-            previous = next((other for other in self.generation.siblings() if other.name != self.generation.name), None)
-            self.note = (
-                f"the model changed: {self.changes.stale} rows embedded by "
-                f"{previous.name if previous else 'an earlier model'} are embedded again as {self.generation.name}"
-            )
+            earlier = ", ".join(other.name for other in self.generation.siblings())
+            self.note = f"the model changed: {self.changes.stale} rows of {earlier} are embedded again "
+                f"as {self.generation.name}"
             _LOG.info(self.note)
 
     def quarantine(self, rows: pa.Table) -> None:
@@ -223,8 +221,11 @@ class _Run:
     def tidy(self) -> None:
         """Retire what this run made superfluous, and merge small files."""
         for other in self.generation.siblings():
-            if other.name != self.generation.name and self.partition.key in other.partitions():
-                self.store.retire(other.name, self.partition.key)
+            if self.partition.key in other.partitions():
+                try:
+                    self.store.retire(other.name, self.partition.key)
+                except StoreLockedError as error:  # a run with the old settings is still at it: the next run retires
+                    _LOG.warning("the rows of the earlier model stay for now: %s", error)
         self.generation.compact_if_needed(self.partition.key, self.settings.max_segments)
         self.store.quarantine.retain(self.partition.key, self.run_id)
 

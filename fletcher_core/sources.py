@@ -241,7 +241,7 @@ def column_types(
 
 
 def filter_column(source: Source, partition: Partition) -> str:
-    """The column that a filtering partition filters by; raises `ConfigError` when neither it nor the source names one."""
+    """What a filtering partition filters by; raises `ConfigError` when neither it nor the source names a column."""
     column = partition.column or source.partition_column
     if column is None:
         raise ConfigError(

@@ -12,24 +12,35 @@ from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
+from fletcher_core.errors import StoreError
+
 TEMPORARY_SUFFIX = ".tmp"
 
 
 @contextmanager
 def committed(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write in a `with` block; it becomes `path` when the block ends well and vanishes when not."""
-    make_directory(path.parent)
+    """A file to write in a `with` block; it becomes `path` when the block ends well and vanishes when not.
+
+    Raises:
+        StoreError: the disk is full, or the folder cannot be written.
+    """
     temporary = path.with_name(f"{path.name}.{uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
     try:
+        make_directory(path.parent)
         with open(temporary, "wb") as file:
             yield file
             file.flush()
             _force(file.fileno())
         os.rename(temporary, path)
+        force_directory(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(
+            f"cannot write {str(path)!r}: {error}. Make room on the disk or allow writing there"
+        ) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    force_directory(path.parent)
 
 
 def make_directory(path: Path) -> None:

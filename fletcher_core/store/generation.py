@@ -49,8 +49,8 @@ class Generation:
     """
 
     def __init__(self, root: Path, manifest: Manifest, identity: Identity) -> None:
-        self.root = self._root = root
-        self.manifest = self._manifest = manifest
+        self.root = root
+        self.manifest = manifest
         self._identity = identity
         self._held: set[str] = set()
         self.name: str = identity.name
@@ -235,13 +235,14 @@ class Generation:
         entry = SegmentEntry(label, table.num_rows - deletes, deletes, first, last, run_id, time.time())
         footer = Footer(self.name, partition_key, (entry,))
         path = self._folder(partition_key) / f"{label}.parquet"
-        with committed(path) as file, parquet_writer(file, self.schema) as writer:
-            writer.write_table(table, row_group_size=row_group_rows(self.schema))
-            writer.add_key_value_metadata(footer.encode())
         try:
+            with committed(path) as file, parquet_writer(file, self.schema) as writer:
+                writer.write_table(table, row_group_size=row_group_rows(self.schema))
+                writer.add_key_value_metadata(footer.encode())
             self.manifest.add_file(path, footer)
         except BaseException:
-            path.unlink(missing_ok=True)  # whoever is told that it failed may write the rows again
+            if self.manifest.segment(self.name, label) is None:  # who is told that it failed may write the rows again
+                path.unlink(missing_ok=True)
             raise
         segment = self.manifest.segment(self.name, label)
         assert segment is not None

@@ -412,6 +412,12 @@ def test_a_damaged_segment_is_not_blamed_on_the_source(corpus: Corpus) -> None:
         corpus.detect()
 
 
+def test_a_workspace_that_cannot_be_written_is_not_blamed_on_the_source(corpus: Corpus) -> None:
+    corpus.hold(("a", "one"))
+    with pytest.raises(StoreError, match="gone"):
+        detect_changes(corpus.source, WHOLE, corpus.generation, corpus.folder / "gone")
+
+
 def test_long_texts_and_a_low_memory_limit_go_together(tmp_path: Path) -> None:
     corpus = Corpus(tmp_path, metadata_columns=())
     schema = pa.schema([("id", pa.int64()), ("text", pa.string())])

@@ -247,7 +247,7 @@ def test_a_write_that_fails_is_not_in_the_store(
             write(generation, "p", {"a": "one"})
     with monkeypatch.context() as patched:
         patched.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(StoreError, match=r"cannot write .*seg-.*disk full"):
             write(generation, "p", {"a": "one"})
     assert live_texts(generation) == {}
     check_invariants(store)
