@@ -169,8 +169,10 @@ class _Run:
         """Say at once what is ahead, above all that a changed model re-embeds everything."""
         if self.changes.stale:
             earlier = ", ".join(other.name for other in self.generation.siblings())
-            self.note = f"the model changed: {self.changes.stale} rows of {earlier} are embedded again "
+            self.note = (
+                f"the model changed: {self.changes.stale} rows of {earlier} are embedded again "
                 f"as {self.generation.name}"
+            )
             _LOG.info(self.note)
 
     def quarantine(self, rows: pa.Table) -> None:
