@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -214,12 +214,16 @@ class Embedder:
             yield batch.append_column(output, self.embed_arrow(batch.column(column)))
 
     def stream(
-        self, windows: Iterable[tuple[Payload, Sequence[str]]], cancelled: threading.Event | None = None
+        self,
+        windows: Iterable[tuple[Payload, Sequence[str]]],
+        cancelled: threading.Event | None = None,
+        on_batch: Callable[[int], None] | None = None,
     ) -> Generator[tuple[Payload, EmbeddedTexts]]:
         """Embed windows of texts one after another without letting the engine wait between them.
 
         `windows` is drawn from and tokenized on a thread of its own, two windows ahead. Yields each window's payload
-        with its result, in order. Texts that were cut and vectors that are unsound are flagged, not raised.
+        with its result, in order. Texts that were cut and vectors that are unsound are flagged, not raised. `on_batch`
+        is called on this thread with the number of sequences (texts or chunks of them) of each batch that is through.
 
         Raises:
             InputError: a text is no valid str.
@@ -262,6 +266,8 @@ class Embedder:
                     while open_windows[0].done:
                         yield open_windows.popleft().finish()
                     open_windows[0].accept(vectors, busy)
+                    if on_batch is not None:
+                        on_batch(len(vectors))
                     started = time.perf_counter()
                 while open_windows:
                     yield open_windows.popleft().finish()

@@ -87,7 +87,7 @@ def materialize(
     Args:
         partition: the slice of the source to bring up to date; None is all of it.
         longbow: where to deliver to; None keeps the vectors in the store only.
-        progress: called after each window of rows, on this thread.
+        progress: called after each batch, on this thread.
         cancelled: set it to stop within about a batch's time.
         run_id: names the run in the store; made up when None.
 
@@ -156,6 +156,7 @@ class _Run:
     truncated: int = 0
     cache_hits: int = 0
     embedded: int = 0
+    batched: int = 0
     tokens: int = 0
     padded_tokens: int = 0
     timeline: list[tuple[float, float]] = field(default_factory=list)
@@ -202,7 +203,7 @@ class _Run:
                 writing = writer.submit(self._commit, pa.concat_tables(pending))
                 pending, last_commit = [], time.perf_counter()
 
-            results = self.embedder.stream(self._windows(), self.cancelled)
+            results = self.embedder.stream(self._windows(), self.cancelled, self._through)
             try:
                 for window, result in results:
                     pending.append(self._finish(window, result))
@@ -325,10 +326,16 @@ class _Run:
         now = time.perf_counter() - self.started
         since = self.timeline[-1][0] if self.timeline else self.seconds.diff
         self.timeline.append((now, len(window.unique) / max(now - since, 1e-9)))
-        if self.progress is not None:
-            rate = self.embedded / max(now - self.seconds.diff, 1e-9)
-            done = self.embedded + self.cache_hits
-            self.progress(Progress(embedded=done, total=self._to_write, texts_per_s=rate, seconds=now))
+
+    def _through(self, sequences: int) -> None:
+        """A batch came back from the engine: tell how far the run is, ahead of the window that it belongs to."""
+        if self.progress is None:
+            return
+        self.batched += sequences
+        seconds = time.perf_counter() - self.started
+        rate = self.batched / max(seconds - self.seconds.diff, 1e-9)
+        done = min(self.batched + self.cache_hits, self._to_write)
+        self.progress(Progress(embedded=done, total=self._to_write, texts_per_s=rate, seconds=seconds))
 
     def _commit(self, rows: pa.Table) -> None:
         if not rows.num_rows:

@@ -41,7 +41,7 @@ class DeliveryCounts:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: rows of `total` that are embedded, and the texts per second so far."""
+    """How far a run is: rows of `total` that are embedded (not yet all committed), texts per second, seconds."""
 
     embedded: int
     total: int
