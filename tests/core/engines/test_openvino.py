@@ -129,8 +129,6 @@ def test_a_texts_vector_does_not_depend_on_its_batch(golden_texts: list[str], pr
 def test_a_text_longer_than_the_token_budget_runs(minilm: Embedder) -> None:
     """Peers' defect 4: an input over the batch budget must not wait for ever."""
     engine = minilm.engine
-    batch = TokenBatch(np.full(500, 2023, np.int32), cumulative(np.array([500])))
-    assert batch.lengths.max() < engine.token_budget
     engine.token_budget, saved = 64, engine.token_budget
     try:
         long_text = "word " * 400
