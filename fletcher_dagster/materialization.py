@@ -108,7 +108,7 @@ class _AssetRun:
                 settings=self.settings,
                 progress=log.update,
                 cancelled=cancelled,
-                run_id=self.context.run_id,
+                run_id=self.context.run.run_id,
             )
 
         report = watched(work, log.write)
@@ -162,7 +162,7 @@ def _check_asset(
     name = spec.key.to_user_string()
     with reported_in_words(context, f"checking {name}"):
         source = declared_source(spec)
-        with fletcher.store(spec.key) as store, store.workspace(context.run_id) as folder:
+        with fletcher.store(spec.key) as store, store.workspace(context.run.run_id) as folder:
             generation = store.current()
             if generation is None:
                 raise StoreError(f"asset {name!r} has no vectors to check yet: materialize it first")

@@ -58,7 +58,12 @@ def column_schema(schema: pa.Schema) -> dg.TableSchema:
     """The store's columns as Dagster describes a table."""
     return dg.TableSchema(
         columns=[
-            dg.TableColumn(field.name, str(field.type), constraints=dg.TableColumnConstraints(nullable=field.nullable))
+            dg.TableColumn(
+                field.name,
+                str(field.type),
+                description=_COLUMN_NOTES.get(field.name),
+                constraints=dg.TableColumnConstraints(nullable=field.nullable),
+            )
             for field in schema
         ]
     )

@@ -205,6 +205,21 @@ def test_equal_texts_are_embedded_once(database: Path, store: VectorStore, minil
     assert np.array_equal(vectors["4"], minilm.embed(["music"])[0])
 
 
+def test_vectors_take_their_own_bytes_on_disk_and_little_more(
+    source: DuckDBTable, store: VectorStore, minilm: Embedder
+) -> None:
+    """Peers' defect 11: vectors kept as text doubled the database."""
+    sizes = {}
+    for vector_type in ("float32", "float16"):
+        settings = MaterializeSettings(vector_type=vector_type)
+        materialize(source, embedder=minilm, store=store, settings=settings)
+        generation = store.current()
+        assert generation is not None
+        sizes[vector_type] = sum(segment.bytes for segment in generation.segments())
+    assert sizes["float32"] < 30 * 384 * 4 + 16_000
+    assert sizes["float16"] < 30 * 384 * 2 + 16_000
+
+
 def test_changed_metadata_reuses_the_vector(
     database: Path, source: DuckDBTable, store: VectorStore, minilm: Embedder
 ) -> None:
