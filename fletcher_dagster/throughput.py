@@ -8,7 +8,7 @@ anywhere.
 from base64 import b64encode
 from collections.abc import Sequence
 
-WIDTH, HEIGHT = 640, 180
+WIDTH, HEIGHT = 440, 150  # the metadata table gives an image no more on a window of common width
 LEFT, RIGHT, TOP, BOTTOM = 64, 14, 30, 28
 
 
