@@ -157,9 +157,8 @@ def _documents() -> Iterator[tuple[str, str, str, str, str]]:
     for name, distribution in sorted(packages.items()):
         if name in ("", _OWN_NAME):
             continue
-        description = distribution.metadata["Description"]  # importlib puts the METADATA file's body here
-        if isinstance(description, str):
-            yield f"readme/{name}", name, "readme", name, description
+        if "Description" in distribution.metadata:  # importlib puts the METADATA file's body here
+            yield f"readme/{name}", name, "readme", name, distribution.metadata["Description"]
         for file in sorted(distribution.files or [], key=str):
             path = Path(str(file.locate()))
             if _LICENCE_FILE.search(str(file)) and path.suffix in ("", ".txt", ".md", ".rst") and path.is_file():
