@@ -48,7 +48,8 @@ def main() -> int:
         _announce(options.data_path / "address.json", ready)
         print(json.dumps(ready), flush=True)
         while not stop.wait(0.5):
-            if options.idle_exit is not None and server.idle_seconds > options.idle_exit:
+            idle = options.idle_exit is not None and server.idle_seconds > options.idle_exit
+            if idle or not options.data_path.is_dir():  # nobody can find it any more once its folder is deleted
                 break
     return 0
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,3 +144,18 @@ def test_a_folder_that_never_had_a_server_and_one_that_cannot_be_made(tmp_path: 
     for start in (ensure_embedded, LongbowServer):
         with pytest.raises(LongbowError, match="cannot be used as the folder"):
             start(tmp_path / "file" / "below")
+
+
+def test_a_server_whose_folder_is_deleted_ends_by_itself(folder: Path) -> None:
+    address = ensure_embedded(folder)
+    shutil.rmtree(folder)
+
+    def outlive() -> None:
+        deadline = time.monotonic() + 20
+        with LongbowClient(LongbowSettings(address.data, address.meta)) as client:
+            while time.monotonic() < deadline:
+                client.readiness()
+                time.sleep(0.05)
+
+    with pytest.raises(LongbowUnavailable):
+        outlive()
