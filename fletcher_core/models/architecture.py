@@ -12,6 +12,7 @@ from typing import Any, Literal
 from fletcher_core.errors import ModelError
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+Family = Literal["bert", "nomic_bert"]
 
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -29,7 +30,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 class Architecture:
     """Sizes and choices of one encoder; units are elements, positions and epsilon as in the checkpoint."""
 
-    family: Literal["bert", "nomic_bert"]
+    family: Family
     vocab_size: int
     hidden_size: int
     layers: int
@@ -111,9 +112,13 @@ def _bert(config: dict[str, Any], path: Path) -> Architecture:
         raise ModelError(
             f"{path}: position_embedding_type {config['position_embedding_type']!r} is not supported, only 'absolute'"
         )
+    return _transformers_style(config, path, "bert", None)
+
+
+def _transformers_style(config: dict[str, Any], path: Path, family: Family, rope_theta: float | None) -> Architecture:
     _check_heads(config["hidden_size"], config["num_attention_heads"], path)
     return Architecture(
-        family="bert",
+        family=family,
         vocab_size=config["vocab_size"],
         hidden_size=config["hidden_size"],
         layers=config["num_hidden_layers"],
@@ -123,28 +128,20 @@ def _bert(config: dict[str, Any], path: Path) -> Architecture:
         max_positions=config["max_position_embeddings"],
         type_vocab_size=config.get("type_vocab_size", 2),
         norm_epsilon=config.get("layer_norm_eps", 1e-12),
+        rope_theta=rope_theta,
     )
 
 
 def _nomic(config: dict[str, Any], path: Path) -> Architecture:
-    if "n_embd" not in config:
-        rope = config.get("rope_parameters") or {"rope_type": "default", "rope_theta": config["rope_theta"]}
-        if rope.get("rope_type", "default") != "default":
-            raise ModelError(f"{path}: rope_type {rope['rope_type']!r} is not supported, only 'default'")
-        _check_heads(config["hidden_size"], config["num_attention_heads"], path)
-        return Architecture(
-            family="nomic_bert",
-            vocab_size=config["vocab_size"],
-            hidden_size=config["hidden_size"],
-            layers=config["num_hidden_layers"],
-            heads=config["num_attention_heads"],
-            intermediate_size=config["intermediate_size"],
-            activation=_activation(config["hidden_act"], path),
-            max_positions=config["max_position_embeddings"],
-            type_vocab_size=config.get("type_vocab_size", 2),
-            norm_epsilon=config.get("layer_norm_eps", 1e-12),
-            rope_theta=float(rope["rope_theta"]),
-        )
+    if "n_embd" in config:
+        return _nomic_published(config, path)
+    rope = config.get("rope_parameters") or {"rope_type": "default", "rope_theta": config["rope_theta"]}
+    if rope.get("rope_type", "default") != "default":
+        raise ModelError(f"{path}: rope_type {rope['rope_type']!r} is not supported, only 'default'")
+    return _transformers_style(config, path, "nomic_bert", float(rope["rope_theta"]))
+
+
+def _nomic_published(config: dict[str, Any], path: Path) -> Architecture:
     refused = {
         "prenorm": (False, "post-norm"),
         "rotary_emb_interleaved": (False, "rotary halves"),
