@@ -1,7 +1,7 @@
 """What a user sees when a run goes wrong: one sentence with the way out, not a stack of thirty lines.
 
-In comes whatever ended the work; out goes a `dagster.Failure` with that sentence first. The stack goes to the
-debug log. Only failures that can pass by themselves let a retry policy try again.
+In comes whatever ended the work; out goes a `dagster.Failure` with that sentence first. Where the disk or the device
+failed, the stack goes to the debug log. Only failures that can pass by themselves let a retry policy try again.
 """
 
 import traceback
@@ -11,7 +11,14 @@ from contextlib import contextmanager
 import dagster as dg
 import duckdb
 
-from fletcher_core.errors import FletcherError, LongbowUnavailable, SourceError, StoreLockedError
+from fletcher_core.errors import (
+    EngineError,
+    FletcherError,
+    LongbowUnavailable,
+    SourceError,
+    StoreError,
+    StoreLockedError,
+)
 
 
 @contextmanager
@@ -20,7 +27,8 @@ def reported_in_words(context: dg.AssetExecutionContext, what: str) -> Iterator[
     try:
         yield
     except FletcherError as error:
-        context.log.debug("".join(traceback.format_exception(error)))
+        if isinstance(error, (EngineError, StoreError)):  # not of the user's making: where it happened matters
+            context.log.debug("".join(traceback.format_exception(error)))
         raise dg.Failure(
             description=str(error),
             metadata={"fletcher/error": type(error).__name__, "fletcher/while": what},
