@@ -23,9 +23,11 @@ def resolve_model(name: str | Path) -> Path:
     if folder.is_dir():
         return folder
     text = str(name)
+    if text.startswith(("/", ".", "~")):
+        raise ModelError(f"there is no model folder {text!r}: check the path (relative to {Path.cwd()})")
     if installed := _installed(text):
         return installed
-    if text.count("/") == 1 and not text.startswith(("/", ".", "~")):
+    if text.count("/") == 1:
         return _from_hub(text)
     raise ModelError(
         f"no model {text!r}: it is neither an existing folder, nor an installed model package "
