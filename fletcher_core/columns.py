@@ -49,4 +49,4 @@ def choices(wanted: str, names: Sequence[str], kind: str) -> str:
     near = difflib.get_close_matches(wanted.lower(), [name.lower() for name in names], n=1, cutoff=0.6)
     hint = next((f"did you mean {name!r}? " for name in names if near and name.lower() == near[0]), "")
     listed = ", ".join(names[:50]) + (", ..." if len(names) > 50 else "")
-    return f"{hint}It has the {kind} {listed}" if names else f"it has no {kind} at all"
+    return f"{hint}{'It' if hint else 'it'} has the {kind} {listed}" if names else f"it has no {kind} at all"
