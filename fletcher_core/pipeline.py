@@ -225,12 +225,22 @@ class _Run:
         """Retire what this run made superfluous, and merge small files."""
         for other in self.generation.siblings():
             if self.partition.key in other.partitions():
-                try:
-                    self.store.retire(other.name, self.partition.key)
-                except StoreLockedError as error:  # a run with the old settings is still at it: the next run retires
-                    _LOG.warning("the rows of the earlier model stay for now: %s", error)
+                self._retire(other.name, self.partition.key)
+        for key in self.generation.partitions():
+            # A source is embedded whole or by partitions. Once that changed, rows of the other layout are nobody's to
+            # keep up to date, and must not be found any more.
+            if (key == "") != (self.partition.key == ""):
+                layout = "whole" if key == "" else f"by partitions, {key!r} among them"
+                _LOG.warning("%s was embedded %s: those rows are dropped", self.store.collection, layout)
+                self._retire(self.generation.name, key)
         self.generation.compact_if_needed(self.partition.key, self.settings.max_segments)
         self.store.quarantine.retain(self.partition.key, self.run_id)
+
+    def _retire(self, generation_name: str, partition_key: str) -> None:
+        try:
+            self.store.retire(generation_name, partition_key)
+        except StoreLockedError as error:  # another run is still at it: the next run retires
+            _LOG.warning("outdated rows stay for now: %s", error)
 
     def deliver(self) -> DeliveryCounts:
         """Wait for Longbow, but neither longer than the settings say nor past a cancellation."""

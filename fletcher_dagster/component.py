@@ -4,6 +4,7 @@ In come the attributes of a `defs.yaml` (the settings of one `FletcherResource`,
 source with its partitions, op and translation); out go `Definitions` with one asset an entry.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -71,14 +72,16 @@ class FletcherEmbeddingsComponent(dg.Component, dg.Resolvable):
         yield from fletcher.run(context=context)
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        return dg.Definitions(assets=[self._build_asset(entry) for entry in self.embeddings])
+        return dg.Definitions(assets=[self._build_asset(n, entry) for n, entry in enumerate(self.embeddings)])
 
-    def _build_asset(self, entry: EmbeddingsSpecModel) -> dg.AssetsDefinition:
+    def _build_asset(self, number: int, entry: EmbeddingsSpecModel) -> dg.AssetsDefinition:
         op = entry.op or OpSpec()
+        # Ops of one code location need names of their own, also where two entries read the same table.
+        name = op.name or re.sub(r"\W", "_", f"{entry.source.name}_embeddings_{number}")
 
         @fletcher_assets(
             sources=[entry.source],
-            name=op.name,
+            name=name,
             op_tags=op.tags,
             pool=op.pool,
             backfill_policy=op.backfill_policy,

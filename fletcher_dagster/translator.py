@@ -34,22 +34,23 @@ class FletcherTranslator:
         """The spec of the asset that holds the embeddings of `data.source`.
 
         The default: a table `main.docs` becomes the asset `main/docs_embeddings` that depends on the asset
-        `main/docs`; a query or Parquet files go by the source's `name`.
+        `main/docs`; a source with a `name` of its own, a query or Parquet files go by that name.
         """
-        upstream = _upstream_path(data.source)
+        source = data.source
+        path = _key_path(source.name)
+        table = source.table if isinstance(source, DuckDBTable) else None
         return dg.AssetSpec(
-            key=dg.AssetKey([*upstream[:-1], f"{upstream[-1]}_embeddings"]),
-            deps=[dg.AssetKey(upstream)],
+            key=dg.AssetKey([*path[:-1], f"{path[-1]}_embeddings"]),
+            deps=[dg.AssetKey(_key_path(table or source.name))],
             description=_description(data),
             kinds={_kind(data.source)} | ({"longbow"} if data.longbow else set()),
             code_version=data.code_version,
         )
 
 
-def _upstream_path(source: Source) -> list[str]:
-    """The asset key of what is read: the table's dotted name, or the source's own; what Dagster refuses becomes _."""
-    table = source.table if isinstance(source, DuckDBTable) else None
-    parts = [re.sub(r"[^A-Za-z0-9_-]", "_", part) for part in (table or source.name).split(".")]
+def _key_path(name: str) -> list[str]:
+    """A dotted name as an asset key; what Dagster refuses becomes _."""
+    parts = [re.sub(r"[^A-Za-z0-9_-]", "_", part) for part in name.split(".")]
     return [part for part in parts if part] or ["source"]
 
 

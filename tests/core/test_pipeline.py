@@ -253,6 +253,24 @@ def test_partitions_are_independent(source: DuckDBTable, store: VectorStore, min
     assert len(stored(store)) == 30
 
 
+@pytest.mark.parametrize("whole_first", [True, False])
+def test_rows_of_an_earlier_partitioning_are_never_found_again(
+    database: Path, source: DuckDBTable, store: VectorStore, minilm: Embedder, longbow: LongbowClient, whole_first: bool
+) -> None:
+    whole = [None]
+    days = [Partition(key, value=key) for key in ("2026-11-01", "2026-11-02", "2026-11-03")]
+    first, second = (whole, days) if whole_first else (days, whole)
+    for partition in first:
+        materialize(source, embedder=minilm, store=store, longbow=longbow, partition=partition)
+    execute(database, "UPDATE notes SET text = 'now of something else' WHERE id = 3", "DELETE FROM notes WHERE id = 4")
+    for partition in second:
+        materialize(source, embedder=minilm, store=store, longbow=longbow, partition=partition)
+    assert len(stored(store)) == 29
+    hits = search(store, longbow, minilm, "note number 3 about planes", k=100)
+    assert len(hits) == 29
+    assert next(hit for hit in hits if hit.id == "3").cosine < 0.9
+
+
 def test_two_runs_on_one_partition_do_not_meet(source: DuckDBTable, store: VectorStore, minilm: Embedder) -> None:
     reached, go_on = threading.Event(), threading.Event()
 

@@ -190,3 +190,10 @@ def test_declaring_assets_warns_of_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         declare(REVIEWS, POSTS, partitions_def=DAILY, group_name="search", pool="gpu")
+
+
+def test_a_name_of_its_own_decides_the_asset_and_the_table_the_dependency() -> None:
+    source = DuckDBTable("shop.duckdb", table="orders", name="short_orders", text_columns="note")
+    (spec,) = build_fletcher_asset_specs(sources=[source])
+    assert spec.key == dg.AssetKey("short_orders_embeddings")
+    assert [dep.asset_key for dep in spec.deps] == [dg.AssetKey("orders")]

@@ -66,6 +66,7 @@ def test_an_entry_becomes_an_asset_that_remembers_its_source() -> None:
     ):
         reviews = declared_source(spec_of(defs, "reviews_embeddings"))
         posts = declared_source(spec_of(defs, "posts_embeddings"))
+        assert defs.resolve_implicit_global_asset_job_def() is not None, "two entries must fit into one code location"
     assert isinstance(reviews, DuckDBTable)
     assert tuple(reviews.text_columns) == ("title", "body")
     assert reviews.id_column == "id"
