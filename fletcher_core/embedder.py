@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -20,8 +20,10 @@ from fletcher_core.errors import ConfigError, EngineError, InputError, RunCancel
 from fletcher_core.guard import sound_vectors
 from fletcher_core.models import ModelCard, ModelPackage, load_weights, resolve_model
 from fletcher_core.prefetch import prefetch
-from fletcher_core.tokenizers import EncodedTexts, HuggingFaceTokenizer, TextEncoder
+from fletcher_core.tokenizers import EncodedTexts, InvalidText, TextEncoder, load_tokenizer
 from fletcher_core.tokenizers.encode import LongText
+from fletcher_core.tokenizers.tokenizer import Texts
+from fletcher_core.tokenizers.validity import binary_type
 from fletcher_core.tokens import Int32, TokenBatch
 
 Vectors = npt.NDArray[np.float32]
@@ -35,13 +37,15 @@ WINDOW = 2048
 @dataclass(frozen=True)
 class EmbeddedTexts:
     """Vectors of `n` texts: `vectors` float32 [n, dim]; `token_counts` int32 [n] before any cut; `cut` and `sound` bool
-    [n] (too long for the model; finite and of unit norm); `computed_tokens` and `padded_tokens` what the engine ran;
-    `tokenize_seconds` and `compute_seconds` the time that the tokenizer and the engine were busy with them."""
+    [n] (too long for the model; finite and of unit norm); `invalid` the texts that are no valid Unicode and never
+    reached the engine; `computed_tokens` and `padded_tokens` what the engine ran; `tokenize_seconds` and
+    `compute_seconds` the time that the tokenizer and the engine were busy with them."""
 
     vectors: Vectors
     token_counts: Int32
     cut: npt.NDArray[np.bool_]
     sound: npt.NDArray[np.bool_]
+    invalid: tuple[InvalidText, ...]
     computed_tokens: int
     padded_tokens: int
     tokenize_seconds: float
@@ -122,7 +126,7 @@ class Embedder:
             raise ConfigError(f"threads is {threads}; it must be at least 1, or None for all cores")
         normalize = package.normalize if normalize is None else normalize
         document = package.prompt_text(prompt, "document", "passage", "corpus")
-        tokenizer = HuggingFaceTokenizer(package.folder)
+        tokenizer = load_tokenizer(package.folder)
         encoder = TextEncoder(tokenizer, max_length, long_text, chunk_overlap, document)
         query = TextEncoder(tokenizer, max_length, "truncate", 0, package.prompt_text(query_prompt, "query"))
         engine = OpenVinoEngine(
@@ -151,8 +155,8 @@ class Embedder:
         """Elements of each vector."""
         return self.card.dimension
 
-    def embed(self, texts: Sequence[str]) -> Vectors:
-        """Vectors of `texts`, float32 [n, dim], in their order.
+    def embed(self, texts: Texts) -> Vectors:
+        """Vectors of `texts` (str, or an Arrow array of strings without nulls), float32 [n, dim], in their order.
 
         Raises:
             InputError: a text is no valid str, or too long under the policy "error"; the message names its position.
@@ -160,45 +164,54 @@ class Embedder:
         """
         if isinstance(texts, str):
             raise InputError("embed takes a list of texts, not one str: write embed([text])")
-        starts = range(0, len(texts), WINDOW)
-        windows = ((start, texts[start : start + WINDOW]) for start in starts)
-        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
+        return self._embed(texts, np.zeros(len(texts), dtype=bool))
+
+    def embed_query(self, text: str) -> Vectors:
+        """The vector of one search query, float32 [dim], with the model's prompt for queries.
+
+        Raises:
+            InputError: the query is no valid str.
+        """
+        encoded = self._query_encoder.encode([text])
+        if encoded.invalid:
+            raise InputError(f"the query {encoded.invalid[0].reason}")
+        with self._turn:
+            (vectors,) = self.engine.run([encoded.sequences])
+        return vectors[0]
+
+    def embed_arrow(self, texts: "pa.Array | pa.ChunkedArray") -> pa.FixedSizeListArray:
+        """Vectors of an Arrow array of strings or of UTF-8 bytes, chunked or not; a null text has a null vector.
+
+        Raises:
+            InputError: the array is of another type; otherwise as `embed`.
+            EngineError: as `embed`.
+        """
+        binary_type(texts)
+        missing = np.asarray(texts.is_null().to_numpy(zero_copy_only=False), dtype=bool)
+        return vector_array(self._embed(texts, missing), missing)
+
+    def _embed(self, texts: Texts, missing: npt.NDArray[np.bool_]) -> Vectors:
+        """Vectors of `texts`, zeros for those that are `missing`; any other text without a good vector is an error."""
+        windows = ((start, texts[start : start + WINDOW]) for start in range(0, len(texts), WINDOW))
+        vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
         for start, result in self.stream(windows):
+            if result.invalid:
+                raise InputError(f"text {start + result.invalid[0].row} {result.invalid[0].reason}")
             if self.encoder.long_text == "error" and result.cut.any():
                 row = int(np.argmax(result.cut))
                 raise InputError(
                     f"text {start + row} has {result.token_counts[row]} tokens and the limit is "
                     f"{self.encoder.max_length}: shorten it, or set long_text to 'truncate' or 'chunk'"
                 )
-            if not result.sound.all():
+            wanted = ~missing[start : start + len(result.vectors)]
+            unsound = wanted & ~result.sound
+            if unsound.any():
                 raise EngineError(
-                    f"the vector of text {start + int(np.argmin(result.sound))} is not finite or has no length; "
+                    f"the vector of text {start + int(np.argmax(unsound))} is not finite or has no length; "
                     "try precision='fp32'"
                 )
-            vectors[start : start + len(result.vectors)] = result.vectors
+            vectors[start : start + len(wanted)][wanted] = result.vectors[wanted]
         return vectors
-
-    def embed_query(self, text: str) -> Vectors:
-        """The vector of one search query, float32 [dim], with the model's prompt for queries."""
-        encoded = self._query_encoder.encode([text])
-        with self._turn:
-            (vectors,) = self.engine.run([encoded.sequences])
-        return vectors[0]
-
-    def embed_arrow(self, texts: "pa.Array | pa.ChunkedArray") -> pa.FixedSizeListArray:
-        """Vectors of an Arrow string, large_string or string_view array, chunked or not; a null text has a null vector.
-
-        Raises:
-            InputError: the array is not of strings.
-            EngineError: as `embed`.
-        """
-        kind = texts.type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-            raise InputError(f"embed_arrow takes an array of strings, not {kind}: cast it with .cast(pa.string())")
-        missing = np.asarray(texts.is_null().to_numpy(zero_copy_only=False), dtype=bool)
-        vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
-        vectors[~missing] = self.embed([text for text in texts.to_pylist() if text is not None])
-        return vector_array(vectors, missing)
 
     def embed_batches(
         self, batches: Iterable[pa.RecordBatch], column: str, output: str = "vector"
@@ -215,18 +228,19 @@ class Embedder:
 
     def stream(
         self,
-        windows: Iterable[tuple[Payload, Sequence[str]]],
+        windows: Iterable[tuple[Payload, Texts]],
         cancelled: threading.Event | None = None,
         on_batch: Callable[[int], None] | None = None,
     ) -> Generator[tuple[Payload, EmbeddedTexts]]:
         """Embed windows of texts one after another without letting the engine wait between them.
 
         `windows` is drawn from and tokenized on a thread of its own, two windows ahead. Yields each window's payload
-        with its result, in order. Texts that were cut and vectors that are unsound are flagged, not raised. `on_batch`
-        is called on this thread with the number of sequences (texts or chunks of them) of each batch that is through.
+        with its result, in order. Texts that were cut or are invalid and vectors that are unsound are flagged, not
+        raised; a text without tokens has a vector of NaN. `on_batch` is called on this thread with the number of
+        sequences (texts or chunks of them) of each batch that is through.
 
         Raises:
-            InputError: a text is no valid str.
+            InputError: a text is no str, or the array is not of strings.
             EngineError: the device failed.
             RunCancelled: `cancelled` was set; noticed between two batches.
         """
@@ -284,10 +298,12 @@ class _Window(Generic[Payload]):
         self.embedder = embedder
         engine = embedder.engine
         lengths = texts.sequences.lengths
-        self.plan = plan_batches(lengths, engine.token_budget, engine.length_multiple)
+        some = np.flatnonzero(lengths)  # null and invalid texts have no tokens, and the engine takes no empty ones
+        plan = plan_batches(lengths[some], engine.token_budget, engine.length_multiple)
+        self.plan = [some[rows] for rows in plan]
         widths = [-(-int(lengths[rows[0]]) // engine.length_multiple) * engine.length_multiple for rows in self.plan]
         self.padded_tokens = sum(width * len(rows) for width, rows in zip(widths, self.plan, strict=True))
-        self.vectors = np.empty((len(lengths), embedder.dimension), dtype=np.float32)
+        self.vectors = np.full((len(lengths), embedder.dimension), np.nan, dtype=np.float32)
         self.returned = 0
         self.tokenize_seconds = tokenize_seconds
         self.compute_seconds = 0.0
@@ -312,6 +328,7 @@ class _Window(Generic[Payload]):
             token_counts=self.texts.token_counts,
             cut=self.texts.cut,
             sound=sound_vectors(vectors, normalized),
+            invalid=self.texts.invalid,
             computed_tokens=len(self.texts.sequences.ids),
             padded_tokens=self.padded_tokens,
             tokenize_seconds=self.tokenize_seconds,
@@ -332,7 +349,8 @@ def _pool_chunks(vectors: Vectors, texts: EncodedTexts, normalized: bool) -> Vec
         return vectors
     weights = texts.sequences.lengths.astype(np.float32)[:, None]
     starts = np.searchsorted(texts.text_of, np.arange(count))
-    mean = np.add.reduceat(vectors * weights, starts, axis=0) / np.add.reduceat(weights, starts, axis=0)
+    with np.errstate(invalid="ignore"):  # a text without tokens
+        mean = np.add.reduceat(vectors * weights, starts, axis=0) / np.add.reduceat(weights, starts, axis=0)
     pooled: Vectors = mean.astype(np.float32, copy=False)
     if normalized:
         pooled /= np.linalg.norm(pooled, axis=1, keepdims=True).astype(np.float32)

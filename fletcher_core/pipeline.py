@@ -277,6 +277,7 @@ class _Run:
             engine=engine.name,
             device=engine.device,
             precision=engine.precision,
+            tokenizer=self.embedder.encoder.tokenizer.name,
             new=changes.new,
             changed=changes.changed,
             stale=changes.stale,
@@ -303,13 +304,13 @@ class _Run:
     def _segment_rows(self) -> int:
         return max(1, min(self.settings.segment_rows, _SEGMENT_BYTES // (4 * self.embedder.dimension + _ROW_OVERHEAD)))
 
-    def _windows(self) -> Iterator[tuple[Window, list[str]]]:
+    def _windows(self) -> Iterator[tuple[Window, pa.ChunkedArray]]:
         """Windows of the snapshot with the texts to embed, each text once."""
         file = pq.ParquetFile(self.changes.changes_path)
         started = time.perf_counter()
         for batch in file.iter_batches(min(WINDOW, self._segment_rows())):
             window = open_window(pa.Table.from_batches([batch]))
-            texts = window.rows["text"].take(pa.array(window.unique)).to_pylist()
+            texts = window.rows["text"].take(pa.array(window.unique))
             self.read_seconds += time.perf_counter() - started
             yield window, texts
             started = time.perf_counter()

@@ -91,6 +91,8 @@ def _refusals(result: EmbeddedTexts, embedder: Embedder) -> npt.NDArray[np.objec
     """For each text '' or why its vector must not be used, as 'reason: message'."""
     refused = np.full(len(result.sound), "", dtype=object)
     refused[~result.sound] = "invalid_vector: the model gave a vector that is not finite or has no length"
+    for text in result.invalid:
+        refused[text.row] = f"invalid_text: the text {text.reason}"
     if embedder.encoder.long_text == "error":
         for row in np.flatnonzero(result.cut):
             refused[row] = (

@@ -89,6 +89,7 @@ def _speed(report: RunReport) -> dict[str, Any]:
         "fletcher/texts_per_s": round(report.texts_per_s, 1),
         "fletcher/tokens_per_s": round(report.tokens_per_s, 1),
         "fletcher/padding_share": round(float(report.padding_share), 4),
+        "fletcher/tokenize_share": round(float(report.tokenize_share), 4),
         "fletcher/seconds_total": round(report.seconds_total, 4),
     }
     stages = asdict(report.seconds).items()
@@ -116,5 +117,6 @@ def _texts(report: RunReport) -> dict[str, str]:
         "fletcher/fingerprint": report.card.fingerprint,
         "fletcher/device": report.device,
         "fletcher/engine": f"{report.engine} {report.precision}",
+        "fletcher/tokenizer": report.tokenizer,
     }
     return texts | ({"fletcher/note": report.note} if report.note else {})

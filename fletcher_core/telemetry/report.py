@@ -65,6 +65,7 @@ class RunReport:
     engine: str
     device: str
     precision: str
+    tokenizer: str
     new: int
     changed: int
     stale: int
@@ -101,6 +102,11 @@ class RunReport:
     def tokens_per_s(self) -> float:
         """Tokens, without padding, over the whole run's wall time."""
         return self.tokens / self.seconds_total if self.seconds_total > 0 else 0.0
+
+    @property
+    def tokenize_share(self) -> float:
+        """Busy time of the tokenizer as a share of the run's wall time, delivery's tail excluded."""
+        return self.seconds.tokenize / self.seconds_total if self.seconds_total > 0 else 0.0
 
     @property
     def padding_share(self) -> float:

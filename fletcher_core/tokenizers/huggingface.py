@@ -1,26 +1,33 @@
-"""A `tokenizer.json` run by Hugging Face `tokenizers`: texts in, one flat id buffer out, without special tokens.
+"""A `tokenizer.json` run by Hugging Face `tokenizers`: the native tokenizer's reference, and its stand-in for the rest.
 
 The padding and truncation saved in the file are switched off (MiniLM's says 128 of both): lengths are Fletcher's
 business, and the true length must be known to report what was cut.
 """
 
+import hashlib
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 from tokenizers import Tokenizer
 
-from fletcher_core.errors import InputError, ModelError
+from fletcher_core.errors import ConfigError, InputError, ModelError
+from fletcher_core.tokenizers.tokenizer import InvalidText, Keep, Texts, TokenizedTexts
+from fletcher_core.tokenizers.validity import binary_type, bytes_reason, surrogate_reason
 from fletcher_core.tokens import Int32, TokenBatch, cumulative
 
 
 class HuggingFaceTokenizer:
-    """Tokenizes with the model's own `tokenizer.json`.
+    """Tokenizes with the model's own `tokenizer.json`. `tokenizer` is the library's object.
 
-    `prefix` and `suffix` are the special ids that the model expects around one text, int32, as in `[CLS]` and `[SEP]`.
+    Raises:
+        ModelError: the file is missing, damaged, or puts something else than fixed ids around a text.
     """
 
+    name = "huggingface"
     prefix: Int32
     suffix: Int32
 
@@ -29,47 +36,118 @@ class HuggingFaceTokenizer:
         if not path.is_file():
             raise ModelError(f"{path} is missing: download the model again with its fast tokenizer")
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
+            self.tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception for a damaged file
             raise ModelError(f"{path} is not a valid tokenizer ({error}): download the model again") from error
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
         self.prefix, self.suffix = self._special_ids(path)
 
-    def encode(self, texts: Sequence[str]) -> TokenBatch:
-        """Tokenize without special tokens and without truncation.
-
-        Raises:
-            InputError: a text is not a str or not encodable as UTF-8; the message names its position.
-        """
-        try:
-            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        except (TypeError, UnicodeEncodeError):
-            _raise_for_bad_text(texts)
-            raise
+    def encode(
+        self,
+        texts: Texts,
+        *,
+        special_tokens: bool = True,
+        max_length: int | None = None,
+        keep: Keep = "head",
+        prompt: str = "",
+        threads: int = 1,
+        digests: bool = False,
+    ) -> TokenizedTexts:
+        """As `Tokenizer.encode`; the library chooses the number of threads for itself."""
+        specials = (len(self.prefix) + len(self.suffix)) * special_tokens
+        if max_length is not None and max_length < specials:
+            raise ConfigError(f"max_length {max_length} leaves no room for the special tokens")
+        rows, invalid = _valid_texts(texts)
+        present = np.array([row is not None for row in rows], dtype=bool)
+        encodings = self.tokenizer.encode_batch_fast(
+            [prompt + row for row in rows if row is not None], add_special_tokens=False
+        )
         ids = [encoding.ids for encoding in encodings]
-        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        lengths = np.zeros(len(rows), np.int64)
+        lengths[present] = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         flat = np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=int(lengths.sum()))
-        return TokenBatch(flat, cumulative(lengths))
+        sequences = TokenBatch(flat, cumulative(lengths))
+        if max_length is not None:
+            sequences = _cut(sequences, max_length - specials, keep)
+        if special_tokens:
+            sequences = self._with_specials(sequences, present)
+        counts = np.where(present, lengths + specials, 0).astype(np.int32)
+        return TokenizedTexts(sequences, counts, invalid, _digests(texts) if digests else None)
+
+    def _with_specials(self, pieces: TokenBatch, present: npt.NDArray[np.bool_]) -> TokenBatch:
+        prefix, suffix = self.prefix, self.suffix
+        cu_seqlens = cumulative(pieces.lengths + (len(prefix) + len(suffix)) * present)
+        ids = np.empty(int(cu_seqlens[-1]), dtype=np.int32)
+        starts, ends = cu_seqlens[:-1][present], cu_seqlens[1:][present]
+        inner = np.ones(len(ids), dtype=bool)
+        for place, token in enumerate(prefix):
+            ids[starts + place] = token
+            inner[starts + place] = False
+        for place, token in enumerate(suffix[::-1], start=1):
+            ids[ends - place] = token
+            inner[ends - place] = False
+        ids[inner] = pieces.ids
+        return TokenBatch(ids, cu_seqlens)
 
     def _special_ids(self, path: Path) -> tuple[Int32, Int32]:
-        """Encode a probe with and without special tokens; what stands before and after it is the template."""
-        bare = self._tokenizer.encode("a", add_special_tokens=False).ids
-        full = self._tokenizer.encode("a", add_special_tokens=True).ids
+        """Encode probes with and without special tokens; what stands before and after them is the template."""
+        try:
+            found = [self._around(probe) for probe in ("a", "b c d")]
+        except Exception as error:  # as above; a vocabulary without its own unknown token shows here
+            raise ModelError(f"{path} cannot tokenize ({error}): it is not the file of a trained model") from error
+        if found[0] is None or found[0] != found[1]:
+            raise ModelError(f"{path}: the special-token template of single texts is not understood")
+        prefix, suffix = found[0]
+        return np.array(prefix, np.int32), np.array(suffix, np.int32)
+
+    def _around(self, probe: str) -> tuple[list[int], list[int]] | None:
+        bare = self.tokenizer.encode(probe, add_special_tokens=False).ids
+        full = self.tokenizer.encode(probe, add_special_tokens=True).ids
         for start in range(len(full) - len(bare) + 1):
             if full[start : start + len(bare)] == bare:
-                return np.array(full[:start], np.int32), np.array(full[start + len(bare) :], np.int32)
-        raise ModelError(f"{path}: the special-token template of single texts is not understood")
+                return full[:start], full[start + len(bare) :]
+        return None
 
 
-def _raise_for_bad_text(texts: Sequence[object]) -> None:
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InputError(f"text {row} is {type(text).__name__}, not str: drop it or fill it before embedding")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"text {row} holds a lone surrogate at character {error.start} and is not valid Unicode: "
-                "decode its bytes with errors='replace'"
-            ) from error
+def _valid_texts(texts: Texts) -> tuple[list[str | None], tuple[InvalidText, ...]]:
+    """The texts, None for null and invalid ones; and what is wrong with the latter."""
+    if isinstance(texts, pa.Array | pa.ChunkedArray):
+        values: Sequence[object] = texts.cast(binary_type(texts)).to_pylist()
+    else:
+        values = texts
+        for row, text in enumerate(values):
+            if not isinstance(text, str):
+                raise InputError(f"text {row} is {type(text).__name__}, not str: drop it or fill it before embedding")
+    rows: list[str | None] = []
+    invalid = []
+    for row, value in enumerate(values):
+        reason = ""
+        if isinstance(value, bytes):
+            try:
+                value = value.decode()
+            except UnicodeDecodeError as error:
+                reason = bytes_reason(error.start)
+        elif isinstance(value, str):
+            reason = surrogate_reason(value)
+        if reason:
+            invalid.append(InvalidText(row, reason))
+        rows.append(value if isinstance(value, str) and not reason else None)
+    return rows, tuple(invalid)
+
+
+def _cut(batch: TokenBatch, room: int, keep: Keep) -> TokenBatch:
+    """At most `room` tokens of each sequence."""
+    kept = np.minimum(batch.lengths, room)
+    starts = batch.cu_seqlens[:-1] if keep == "head" else batch.cu_seqlens[1:] - kept
+    cu_seqlens = cumulative(kept)
+    return TokenBatch(batch.ids[np.arange(cu_seqlens[-1]) + np.repeat(starts - cu_seqlens[:-1], kept)], cu_seqlens)
+
+
+def _digests(texts: Texts) -> npt.NDArray[np.uint8]:
+    if isinstance(texts, pa.Array | pa.ChunkedArray):
+        values = texts.cast(binary_type(texts)).to_pylist()
+    else:
+        values = [text.encode(errors="surrogatepass") for text in texts]
+    digests = b"".join(bytes(16) if value is None else hashlib.md5(value).digest() for value in values)
+    return np.frombuffer(digests, np.uint8).reshape(-1, 16)

@@ -34,6 +34,7 @@ NUMBERS = {
     "fletcher/texts_per_s",
     "fletcher/tokens_per_s",
     "fletcher/padding_share",
+    "fletcher/tokenize_share",
     "fletcher/bytes_sent",
 }
 
@@ -47,6 +48,7 @@ def report(**changes: Any) -> RunReport:
         "engine": "openvino",
         "device": "a processor",
         "precision": "bf16",
+        "tokenizer": "wordpiece-avx2",
         "new": 5,
         "changed": 1,
         "stale": 0,
@@ -64,7 +66,7 @@ def report(**changes: Any) -> RunReport:
         "padded_tokens": 40,
         "rows_in_store": 9,
         "seconds_total": 2.0,
-        "seconds": StageSeconds(diff=0.5, compute=1.0),
+        "seconds": StageSeconds(diff=0.5, tokenize=0.1, compute=1.0),
         "delivery": DeliveryCounts(sent=6, bytes_sent=600, applied=9, searchable=9),
         "timeline": ((1.0, 4.0), (2.0, 3.0)),
     }
@@ -98,6 +100,8 @@ def test_figures_come_from_where_they_say() -> None:
     assert values["fletcher/rows_skipped_empty"] == 6
     assert values["fletcher/texts_per_s"] == 2.0
     assert values["fletcher/padding_share"] == 0.25
+    assert values["fletcher/tokenize_share"] == 0.05
+    assert values["fletcher/tokenizer"] == "wordpiece-avx2"
     assert values["fletcher/engine"] == "openvino bf16"
     assert values["dagster/uri"] == "file:///vectors/docs"
     assert values["dagster/table_name"] == values["fletcher/longbow_dataset"] == "docs-model-2-0000"

@@ -64,7 +64,7 @@ def test_chunks_cover_every_token_once_but_for_the_overlap(
     encoder = TextEncoder(tokenizer, max_length, "chunk", overlap if max_length > 12 else 0, prompt)
     text = " ".join(chr(97 + n % 26) for n in range(words))
     encoded = encoder.encode([text])
-    whole = tokenizer.encode([prompt + text]).ids
+    whole = tokenizer.encode([prompt + text], special_tokens=False).sequences.ids
     offsets = encoded.sequences.cu_seqlens
     skip = 1 if prompted else 0
     seen: list[int] = []
