@@ -3,21 +3,31 @@
 import ast
 import random
 import sysconfig
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+
+
+def stdlib_files() -> list[Path]:
+    """The modules of the standard library, without its tests."""
+    files = sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py"))
+    return [file for file in files if not {"test", "tests", "site-packages", "idlelib"} & set(file.parts)]
+
+
+def modules(files: Iterable[Path]) -> Iterator[tuple[str, ast.Module]]:
+    """Source and tree of each file that parses."""
+    for file in files:
+        try:
+            source = file.read_text("utf-8")
+            yield source, ast.parse(source)
+        except (SyntaxError, ValueError):
+            continue
 
 
 @cache
 def _pieces() -> tuple[str, ...]:
     pieces: set[str] = set()
-    for file in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
-        if {"test", "tests", "site-packages", "idlelib"} & set(file.parts):
-            continue
-        try:
-            source = file.read_text("utf-8")
-            tree = ast.parse(source)
-        except (SyntaxError, ValueError):
-            continue
+    for source, tree in modules(stdlib_files()):
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
                 if doc := ast.get_docstring(node):
