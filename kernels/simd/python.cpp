@@ -80,7 +80,8 @@ class Texts {
             PyObject* item = PyTuple_GetItem(items.ptr(), row);
             if (!PyUnicode_Check(item)) {
                 const auto type = nb::cast<std::string>(nb::handle(item).type().attr("__name__"));
-                throw nb::type_error(("text " + std::to_string(row) + " is " + type + ", not str").c_str());
+                const std::string which = "text " + std::to_string(row) + " is " + type;
+                throw nb::type_error((which + ", not str: drop it or fill it before embedding").c_str());
             }
             texts_.push_back(utf8(item));
         }

@@ -32,7 +32,7 @@ class AddedTokens {
 
     // Finds the next token at or after `from`, leftmost first, the longest of those; false where there is none. What
     // lies between `taken`, the end of the last match, and the new match is text. Call with `from` and `taken` 0 first;
-    // `from` then moves on by itself.
+    // `from` then moves on by itself. White space before `taken` is not looked at again, so the whole stays linear.
     bool find(const uint8_t* text, size_t size, size_t& from, size_t taken, Match& match) const;
 
   private:

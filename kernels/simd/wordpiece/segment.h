@@ -263,7 +263,7 @@ Outcome segment(const Context& context, Scratch& scratch, const uint8_t* text, s
         before_tail = static_cast<size_t>(p - begin);
         const auto left = static_cast<size_t>(end - p);
         std::memset(tail, 0, sizeof tail);
-        std::memcpy(tail, p, left);
+        if (left) std::memcpy(tail, p, left);
         begin = p = tail;
         end = tail + left;
         in_tail = true;

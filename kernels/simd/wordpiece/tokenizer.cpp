@@ -151,7 +151,7 @@ struct Tokenizer::Run {
     struct Task {
         size_t begin, end;              // rows
         size_t worker = 0, first_id = 0, ids = 0;  // where its ids lie: in which worker's scratch
-        std::vector<InvalidText> invalid;
+        std::vector<InvalidText> invalid{};
     };
 
     const Tokenizer& tokenizer;
@@ -206,7 +206,7 @@ struct Tokenizer::Run {
         task.worker = worker;
         task.first_id = ids.size;
         if (request.digests) {
-            tokenizer.implementation_->md5(&request.texts[task.begin], task.end - task.begin,
+            tokenizer.implementation_->md5(request.texts.data() + task.begin, task.end - task.begin,
                                            result.digests.data() + 16 * task.begin);
         }
         for (size_t row = task.begin; row < task.end; ++row) {
@@ -277,8 +277,13 @@ Result Tokenizer::encode(const Request& request) const {
     if (request.digests) result.digests.reserve(std::max<size_t>(16 * count, 1));
     Run run(*this, request, result);
     std::vector<std::thread> threads;
+    threads.reserve(run.scratches.size());
     for (size_t worker = 1; worker < run.scratches.size(); ++worker) {
-        threads.emplace_back([&run, worker] { run.work(worker); });
+        try {
+            threads.emplace_back([&run, worker] { run.work(worker); });
+        } catch (const std::exception&) {  // no more threads to be had: those that are there do it all
+            break;
+        }
     }
     run.work(0);
     for (std::thread& thread : threads) thread.join();

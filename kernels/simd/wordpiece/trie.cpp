@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <queue>
+#include <stdexcept>
 
 namespace fletcher::wordpiece {
 
@@ -15,6 +16,9 @@ Trie::Trie(std::vector<Strings> roots) {
     grow(roots.size() + 1);
     for (size_t k = 0; k < roots.size(); ++k) {
         std::sort(roots[k].begin(), roots[k].end());
+        const auto same = [](const auto& a, const auto& b) { return a.first == b.first; };
+        const auto twice = std::adjacent_find(roots[k].begin(), roots[k].end(), same);
+        if (twice != roots[k].end()) throw std::invalid_argument("'" + twice->first + "' is there twice");
         nodes_[k + 1].parent = 0;  // taken, and no child of any state
         queue.push({&roots[k], 0, roots[k].size(), 0, static_cast<int32_t>(k + 1)});
     }

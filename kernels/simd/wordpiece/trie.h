@@ -20,7 +20,8 @@ class Trie {
         uint8_t byte;
     };
 
-    // One trie for each of `roots`, in one array. Root k is state k + 1.
+    // One trie for each of `roots`, in one array. Root k is state k + 1. Throws std::invalid_argument where a string
+    // stands twice under one root.
     explicit Trie(std::vector<Strings> roots);
 
     int32_t next(int32_t state, uint8_t byte) const {

@@ -2,6 +2,7 @@
 //
 // Text repeats itself: nearly every word of a running text is one of a few thousand. A word of up to 15 bytes is two
 // integers, so finding it is one multiplication and one cache line. What a word becomes never depends on the table.
+// 4 MiB a thread for short words: fewer were measurably slower on a corpus of many languages, huge pages no faster.
 #pragma once
 
 #include <cstddef>
@@ -24,7 +25,7 @@ struct WordCache {
     struct alignas(64) Bucket {
         Short words[2];  // the newer one first
     };
-    // The last byte of `bytes` is the length.
+    // The bytes of the word, zero beyond its end; the last byte is its length.
     struct alignas(64) Long {
         uint64_t words[4];
         int32_t count;
