@@ -23,7 +23,7 @@ from fletcher_core.prefetch import prefetch
 from fletcher_core.tokenizers import EncodedTexts, InvalidText, TextEncoder, load_tokenizer
 from fletcher_core.tokenizers.encode import LongText
 from fletcher_core.tokenizers.tokenizer import Texts
-from fletcher_core.tokenizers.validity import binary_type
+from fletcher_core.tokenizers.validity import binary_type, check_strings
 from fletcher_core.tokens import Int32, TokenBatch
 
 Vectors = npt.NDArray[np.float32]
@@ -164,6 +164,8 @@ class Embedder:
         """
         if isinstance(texts, str):
             raise InputError("embed takes a list of texts, not one str: write embed([text])")
+        if not isinstance(texts, pa.Array | pa.ChunkedArray):
+            check_strings(texts)
         return self._embed(texts, np.zeros(len(texts), dtype=bool))
 
     def embed_query(self, text: str) -> Vectors:

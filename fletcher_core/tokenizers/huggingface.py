@@ -14,9 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from fletcher_core.errors import ConfigError, InputError, ModelError
+from fletcher_core.errors import ConfigError, ModelError
 from fletcher_core.tokenizers.tokenizer import InvalidText, Keep, Texts, TokenizedTexts
-from fletcher_core.tokenizers.validity import binary_type, bytes_reason, surrogate_reason
+from fletcher_core.tokenizers.validity import binary_type, bytes_reason, check_strings, surrogate_reason
 from fletcher_core.tokens import Int32, TokenBatch, cumulative
 
 
@@ -115,10 +115,8 @@ def _valid_texts(texts: Texts) -> tuple[list[str | None], tuple[InvalidText, ...
     if isinstance(texts, pa.Array | pa.ChunkedArray):
         values: Sequence[object] = texts.cast(binary_type(texts)).to_pylist()
     else:
+        check_strings(texts)
         values = texts
-        for row, text in enumerate(values):
-            if not isinstance(text, str):
-                raise InputError(f"text {row} is {type(text).__name__}, not str: drop it or fill it before embedding")
     rows: list[str | None] = []
     invalid = []
     for row, value in enumerate(values):

@@ -1,10 +1,19 @@
 """What is wrong with a text that cannot be tokenized, in words that complete the sentence "text 7 ..."."""
 
+from collections.abc import Iterable
+
 import pyarrow as pa
 
 from fletcher_core.errors import InputError
 
 _REMEDY = "decode its bytes with errors='replace'"
+
+
+def check_strings(texts: Iterable[object]) -> None:
+    """Raises `InputError`, naming the position, for the first item that is no str."""
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"text {row} is {type(text).__name__}, not str: drop it or fill it before embedding")
 
 
 def surrogate_reason(text: str) -> str:

@@ -44,7 +44,7 @@ class WordPieceTokenizer:
     def __init__(self, reference: HuggingFaceTokenizer, implementation: str = ""):
         from fletcher_core.tokenizers import _wordpiece
 
-        self._native = _wordpiece.Tokenizer(**_settings(reference), implementation=implementation)
+        self._native = _wordpiece.Tokenizer(**native_settings(reference), implementation=implementation)
         self.name = f"wordpiece-{self._native.implementation}"
         self.prefix, self.suffix = reference.prefix, reference.suffix
         ours, theirs = self.encode(_PROBES).sequences, reference.encode(_PROBES).sequences
@@ -77,9 +77,7 @@ class WordPieceTokenizer:
                 threads=threads,
                 digests=digests,
             )
-        except TypeError as error:
-            raise InputError(f"{error}: drop it or fill it before embedding") from error
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise InputError(str(error)) from error
         reasons = tuple(InvalidText(row, _reason(texts, row, at)) for row, at in invalid)
         return TokenizedTexts(TokenBatch(ids, offsets), counts, reasons, hashes)
@@ -89,7 +87,7 @@ class WordPieceTokenizer:
         return self._native.normalize(text)
 
 
-def _settings(reference: HuggingFaceTokenizer) -> dict[str, Any]:
+def native_settings(reference: HuggingFaceTokenizer) -> dict[str, Any]:
     """What the extension needs to know. Raises `NotWordPiece` at the first thing that it cannot do."""
     tokenizer = reference.tokenizer
     model, normalizer, splitter = tokenizer.model, tokenizer.normalizer, tokenizer.pre_tokenizer
@@ -112,6 +110,9 @@ def _settings(reference: HuggingFaceTokenizer) -> dict[str, Any]:
         else:
             content = normalizer.normalize_str(token.content) if normalizer is not None else token.content
             added_normalized.append((content, *flags))
+    contents = [content for content, *_ in added_normalized]
+    if len(set(contents)) < len(contents) or "" in contents:
+        raise NotWordPiece("added tokens of it are empty or alike once they are normalized")
     return {
         "vocabulary": vocabulary,
         "continuing_prefix": model.continuing_subword_prefix,

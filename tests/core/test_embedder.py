@@ -66,6 +66,40 @@ def test_a_bad_text_is_named_by_its_position(minilm: Embedder) -> None:
         minilm.embed("a single text")
 
 
+def test_a_bad_text_beyond_the_first_window_is_named_by_its_place_in_the_whole(minilm: Embedder) -> None:
+    fine = ["fine"] * (WINDOW + 3)
+    with pytest.raises(InputError, match=f"text {WINDOW + 3} is int, not str"):
+        minilm.embed([*fine, 7])  # type: ignore[list-item]
+    with pytest.raises(InputError, match=f"text {WINDOW + 3} holds a lone surrogate at character 0"):
+        minilm.embed([*fine, "\udfff"])
+    with pytest.raises(InputError, match=f"text {WINDOW + 4} is not valid UTF-8 from byte 1 on"):
+        minilm.embed_arrow(pa.array([None, *(text.encode() for text in fine), b"a\xff"]))
+
+
+def test_a_bad_text_costs_a_stream_its_own_row_only(minilm: Embedder) -> None:
+    for chunked in (minilm, Embedder.load(precision="fp32", max_length=32, long_text="chunk", chunk_overlap=8)):
+        ((_, result),) = chunked.stream([(None, pa.array([b"one", b"\xe9t\xe9", None, b"two " * 90]))])
+        assert [(text.row, text.reason.split(":")[0]) for text in result.invalid] == [
+            (1, "is not valid UTF-8 from byte 0 on")
+        ]
+        assert result.sound.tolist() == [True, False, False, True]
+        assert result.token_counts.tolist() == [3, 0, 0, 92]
+        assert np.array_equal(result.vectors[[0, 3]], chunked.embed(["one", "two " * 90]))
+    ((_, nothing),) = minilm.stream([(None, ["\ud800"])])
+    assert nothing.sound.tolist() == [False]
+
+
+def test_arrow_strings_need_no_list_of_str(minilm: Embedder, golden_texts: list[str]) -> None:
+    texts = golden_texts[:50]
+    assert np.array_equal(minilm.embed(pa.array(texts)), minilm.embed(texts))
+    assert np.array_equal(minilm.embed(pa.chunked_array([texts[:7], texts[7:]])), minilm.embed(texts))
+
+
+def test_a_query_that_is_no_text_is_refused(minilm: Embedder) -> None:
+    with pytest.raises(InputError, match="the query holds a lone surrogate at character 3"):
+        minilm.embed_query("why\ud800")
+
+
 def test_a_megabyte_of_text_is_cut_and_counted(minilm: Embedder) -> None:
     text = "all work and no play makes a dull day. " * 27_000
     ((_, result),) = minilm.stream([(None, [text, "short"])])

