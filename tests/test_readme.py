@@ -121,6 +121,22 @@ def test_the_yaml_of_the_component_has_only_fields_that_it_knows() -> None:
     assert [models[source["type"]].model_validate(source).type for source in sources] == ["duckdb", "parquet"]
 
 
+def test_the_tokenizer_pages_example_and_commands_run(capsys: pytest.CaptureFixture[str]) -> None:
+    page = ROOT / "docs" / "tokenizer.md"
+    (example,) = blocks(page, "python")
+    exec(compile(example, "tokenizer.md", "exec"), {})
+    assert capsys.readouterr().out.endswith("[ 101 1037 3793  102  101 2178  102] [0 4 7] [4 3]\n")
+    (commands,) = blocks(page, "sh")
+    scripts = re.findall(r"^\.venv/bin/python (\S+)", commands, re.MULTILINE)
+    assert scripts
+    for script in scripts:
+        assert (ROOT / script).is_file(), script
+    if pytest.importorskip("fletcher_core.tokenizers._wordpiece"):
+        fuzz = [sys.executable, str(ROOT / scripts[0]), "--texts", "500", "--seed", "7"]
+        run = subprocess.run(fuzz, capture_output=True, text=True, check=True)
+        assert "500 texts without a difference" in run.stdout
+
+
 @pytest.mark.parametrize("number", range(len(blocks(ROOT / "docs" / "dagster.md", "python"))))
 def test_the_python_of_the_dagster_page_defines_what_it_says(number: int) -> None:
     exec(compile(blocks(ROOT / "docs" / "dagster.md", "python")[number], "dagster.md", "exec"), {})
