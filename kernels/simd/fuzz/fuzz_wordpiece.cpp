@@ -111,13 +111,6 @@ std::vector<Text> in_array(const Case& of, const ArrayOfTexts& array) {
 // earlier texts.
 void check_segments(const Case& of) {
     using namespace wordpiece;
-    static constexpr const Implementation* kCompiled[] = {
-#if defined(__x86_64__)
-        &kAvx512, &kAvx2,
-#elif defined(__aarch64__)
-        &kNeon,
-#endif
-        &kScalar};
     const CharTable& table = of.subject.table;
     const auto tokenize = [](const Vocabulary* vocabulary, const uint8_t* word, size_t size, int32_t* out) {
         return vocabulary->tokenize(word, size, out);
@@ -132,7 +125,7 @@ void check_segments(const Case& of) {
         const size_t valid = valid_bytes({text.data, text.size});
         std::vector<int32_t> expected;
         if (valid == text.size) of.subject.reference.append_words({normalized.data(), normalized.size()}, expected);
-        for (const Implementation* each : kCompiled) {
+        for (const Implementation* each : compiled_implementations()) {
             if (!each->runs_here()) continue;
             Scratch& scratch = of.subject.scratch;
             scratch.letters = Buffer<uint8_t>(text.size * table.growth() + Scratch::kPadding);

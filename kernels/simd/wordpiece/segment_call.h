@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <span>
 
 #include "../unicode/utf8.h"
 #include "char_table.h"
@@ -41,7 +42,7 @@ struct Implementation {
     Md5 md5;
 };
 
-// Best first; the last runs everywhere.
-extern const Implementation kAvx512, kAvx2, kNeon, kScalar;
+// Those that were compiled, best first; the last runs everywhere.
+std::span<const Implementation* const> compiled_implementations();
 
 }  // namespace fletcher::wordpiece

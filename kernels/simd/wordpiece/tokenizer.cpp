@@ -17,19 +17,8 @@ constexpr int64_t kTooLarge = -1;
 constexpr size_t kRowCost = 32;          // bytes of text that take as long as what a row takes by itself
 constexpr size_t kSmallestTask = 1 << 15;
 
-const std::vector<const Implementation*>& compiled() {
-    static const std::vector<const Implementation*> all = {
-#if defined(__x86_64__)
-        &kAvx512, &kAvx2,
-#elif defined(__aarch64__)
-        &kNeon,
-#endif
-        &kScalar};
-    return all;
-}
-
 const Implementation* choose(const std::string& name) {
-    for (const Implementation* each : compiled()) {
+    for (const Implementation* each : compiled_implementations()) {
         if ((name.empty() || name == each->name) && each->runs_here()) return each;
     }
     throw std::invalid_argument("implementation '" + name + "' does not run on this processor");
@@ -68,7 +57,7 @@ Tokenizer::Tokenizer(const Configuration& configuration, const std::string& impl
 
 std::vector<const char*> Tokenizer::implementations() {
     std::vector<const char*> names;
-    for (const Implementation* each : compiled()) {
+    for (const Implementation* each : compiled_implementations()) {
         if (each->runs_here()) names.push_back(each->name);
     }
     return names;
