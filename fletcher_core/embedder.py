@@ -22,8 +22,8 @@ from fletcher_core.models import ModelCard, ModelPackage, load_weights, resolve_
 from fletcher_core.prefetch import prefetch
 from fletcher_core.tokenizers import EncodedTexts, InvalidText, TextEncoder, load_tokenizer
 from fletcher_core.tokenizers.encode import LongText
+from fletcher_core.tokenizers.request import Column, as_column, check_whole
 from fletcher_core.tokenizers.tokenizer import Texts
-from fletcher_core.tokenizers.validity import binary_type, check_strings
 from fletcher_core.tokens import Int32, TokenBatch
 
 Vectors = npt.NDArray[np.float32]
@@ -111,19 +111,23 @@ class Embedder:
             ConfigError: a setting cannot work for this model.
             EngineError: the engine cannot run the model.
         """
+        for setting, value in (("max_length", max_length), ("dimension", dimension), ("threads", threads)):
+            if value is not None:
+                check_whole(setting, value, 1)
+        for setting, text in (("prompt", prompt), ("query_prompt", query_prompt)):
+            if text is not None and not isinstance(text, str):
+                raise ConfigError(f"{setting} is {text!r}; it must be a str, and '' is none")
         folder = resolve_model(model)
         name = str(model) if not Path(model).expanduser().is_dir() else folder.resolve().name
         package = ModelPackage.read(folder, name.rsplit("/", 1)[-1])
         limit = package.architecture.max_positions
         max_length = package.max_length if max_length is None else max_length
-        if not 1 <= max_length <= limit:
+        if max_length > limit:
             raise ConfigError(f"max_length is {max_length}; model {package.name!r} takes 1 to {limit} tokens")
         full = package.architecture.hidden_size
         dimension = full if dimension is None else dimension
-        if not 1 <= dimension <= full:
+        if dimension > full:
             raise ConfigError(f"dimension is {dimension}; model {package.name!r} has vectors of {full}")
-        if threads is not None and threads < 1:
-            raise ConfigError(f"threads is {threads}; it must be at least 1, or None for all cores")
         normalize = package.normalize if normalize is None else normalize
         document = package.prompt_text(prompt, "document", "passage", "corpus")
         tokenizer = load_tokenizer(package.folder)
@@ -162,11 +166,11 @@ class Embedder:
             InputError: a text is no valid str, or too long under the policy "error"; the message names its position.
             EngineError: the device failed, or a vector came out not finite.
         """
-        if isinstance(texts, str):
-            raise InputError("embed takes a list of texts, not one str: write embed([text])")
-        if not isinstance(texts, pa.Array | pa.ChunkedArray):
-            check_strings(texts)
-        return self._embed(texts, np.zeros(len(texts), dtype=bool))
+        column = as_column(texts)
+        if not isinstance(column, list) and column.null_count:
+            row = column.is_null().index(True).as_py()
+            raise InputError(f"text {row} is null: drop it, or use embed_arrow, which gives it a null vector")
+        return self._embed(column, np.zeros(len(column), dtype=bool))
 
     def embed_query(self, text: str) -> Vectors:
         """The vector of one search query, float32 [dim], with the model's prompt for queries.
@@ -174,6 +178,8 @@ class Embedder:
         Raises:
             InputError: the query is no valid str.
         """
+        if not isinstance(text, str):
+            raise InputError(f"the query is {type(text).__name__}, not str")
         encoded = self._query_encoder.encode([text])
         if encoded.invalid:
             raise InputError(f"the query {encoded.invalid[0].reason}")
@@ -188,11 +194,13 @@ class Embedder:
             InputError: the array is of another type; otherwise as `embed`.
             EngineError: as `embed`.
         """
-        binary_type(texts)
-        missing = np.asarray(texts.is_null().to_numpy(zero_copy_only=False), dtype=bool)
-        return vector_array(self._embed(texts, missing), missing)
+        column = as_column(texts)
+        if isinstance(column, list):
+            raise InputError(f"embed_arrow takes an Arrow array of strings, not a {type(texts).__name__}: use embed")
+        missing = np.asarray(column.is_null().to_numpy(zero_copy_only=False), dtype=bool)
+        return vector_array(self._embed(column, missing), missing)
 
-    def _embed(self, texts: Texts, missing: npt.NDArray[np.bool_]) -> Vectors:
+    def _embed(self, texts: Column, missing: npt.NDArray[np.bool_]) -> Vectors:
         """Vectors of `texts`, zeros for those that are `missing`; any other text without a good vector is an error."""
         windows = ((start, texts[start : start + WINDOW]) for start in range(0, len(texts), WINDOW))
         vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
@@ -216,17 +224,32 @@ class Embedder:
         return vectors
 
     def embed_batches(
-        self, batches: Iterable[pa.RecordBatch], column: str, output: str = "vector"
+        self, batches: "Iterable[pa.RecordBatch] | pa.RecordBatch | pa.Table", column: str, output: str = "vector"
     ) -> Iterator[pa.RecordBatch]:
         """Record batches with a vector column `output` appended, lazily: memory follows the batch, not the input.
 
         Raises:
-            InputError: a batch has no column `column` or it is not of strings.
+            InputError: a batch has no column `column`, it is not of strings, or a text of it cannot be embedded; the
+                message names the batch by its number.
+            ConfigError: a batch has a column `output` already.
         """
-        for batch in batches:
-            if column not in batch.schema.names:
-                raise InputError(f"the batch has no column {column!r}; it has {', '.join(batch.schema.names)}")
-            yield batch.append_column(output, self.embed_arrow(batch.column(column)))
+        if isinstance(batches, pa.RecordBatch):
+            batches = [batches]
+        elif isinstance(batches, pa.Table):
+            batches = batches.to_batches()
+        for number, batch in enumerate(batches):
+            if not isinstance(batch, pa.RecordBatch):
+                raise InputError(f"batch {number} is {type(batch).__name__}, not a pyarrow.RecordBatch")
+            names = batch.schema.names
+            if column not in names:
+                raise InputError(f"batch {number} has no column {column!r}; it has {', '.join(names)}")
+            if output in names:
+                raise ConfigError(f"batch {number} has a column {output!r} already: choose another output=")
+            try:
+                vectors = self.embed_arrow(batch.column(column))
+            except InputError as error:
+                raise InputError(f"batch {number}: {error}") from error
+            yield batch.append_column(output, vectors)
 
     def stream(
         self,

@@ -89,7 +89,7 @@ def _speed(report: RunReport) -> dict[str, Any]:
         "fletcher/texts_per_s": round(report.texts_per_s, 1),
         "fletcher/tokens_per_s": round(report.tokens_per_s, 1),
         "fletcher/padding_share": round(float(report.padding_share), 4),
-        "fletcher/tokenize_share": round(float(report.tokenize_share), 4),
+        "fletcher/tokenize_share": round(float(report.tokenize_share), 6),
         "fletcher/seconds_total": round(report.seconds_total, 4),
     }
     stages = asdict(report.seconds).items()

@@ -64,7 +64,7 @@ def test_python_in_the_pages_is_python(page: Path) -> None:
 
 def test_there_is_nothing_left_to_fill_in() -> None:
     for page in PAGES:
-        assert not re.search(r"TODO|TBD|XXX|<!--|\?\?\?", page.read_text(encoding="utf-8")), page.name
+        assert not re.search(r"TODO|TBD|XXX|<!--|\?\?\?|\{[A-Z]+\}", page.read_text(encoding="utf-8")), page.name
 
 
 def test_the_readmes_project_materializes_and_its_other_examples_run(
@@ -131,10 +131,10 @@ def test_the_tokenizer_pages_example_and_commands_run(capsys: pytest.CaptureFixt
     assert scripts
     for script in scripts:
         assert (ROOT / script).is_file(), script
-    if pytest.importorskip("fletcher_core.tokenizers._wordpiece"):
-        fuzz = [sys.executable, str(ROOT / scripts[0]), "--texts", "500", "--seed", "7"]
-        run = subprocess.run(fuzz, capture_output=True, text=True, check=True)
-        assert "500 texts without a difference" in run.stdout
+    pytest.importorskip("fletcher_core.tokenizers._wordpiece", reason="the extension was not built: no C++ compiler")
+    fuzz = [sys.executable, str(ROOT / scripts[0]), "--texts", "500", "--seed", "7"]
+    run = subprocess.run(fuzz, capture_output=True, text=True, check=True)
+    assert "500 texts without a difference" in run.stdout
 
 
 @pytest.mark.parametrize("number", range(len(blocks(ROOT / "docs" / "dagster.md", "python"))))

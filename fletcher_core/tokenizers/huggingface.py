@@ -11,12 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from tokenizers import Tokenizer
 
-from fletcher_core.errors import ConfigError, ModelError
+from fletcher_core.errors import ModelError
+from fletcher_core.tokenizers.request import (
+    Column,
+    as_column,
+    binary_type,
+    bytes_reason,
+    check_settings,
+    surrogate_reason,
+)
 from fletcher_core.tokenizers.tokenizer import InvalidText, Keep, Texts, TokenizedTexts
-from fletcher_core.tokenizers.validity import binary_type, bytes_reason, check_strings, surrogate_reason
 from fletcher_core.tokens import Int32, TokenBatch, cumulative
 
 
@@ -55,10 +61,10 @@ class HuggingFaceTokenizer:
         digests: bool = False,
     ) -> TokenizedTexts:
         """As `Tokenizer.encode`; the library chooses the number of threads for itself."""
-        specials = (len(self.prefix) + len(self.suffix)) * special_tokens
-        if max_length is not None and max_length < specials:
-            raise ConfigError(f"max_length {max_length} leaves no room for the special tokens")
-        rows, invalid = _valid_texts(texts)
+        specials = (len(self.prefix) + len(self.suffix)) * bool(special_tokens)
+        check_settings(specials=specials, max_length=max_length, keep=keep, prompt=prompt, threads=threads)
+        column = as_column(texts)
+        rows, invalid = _valid_texts(column)
         present = np.array([row is not None for row in rows], dtype=bool)
         encodings = self.tokenizer.encode_batch_fast(
             [prompt + row for row in rows if row is not None], add_special_tokens=False
@@ -73,7 +79,7 @@ class HuggingFaceTokenizer:
         if special_tokens:
             sequences = self._with_specials(sequences, present)
         counts = np.where(present, lengths + specials, 0).astype(np.int32)
-        return TokenizedTexts(sequences, counts, invalid, _digests(texts) if digests else None)
+        return TokenizedTexts(sequences, counts, invalid, _digests(column) if digests else None)
 
     def _with_specials(self, pieces: TokenBatch, present: npt.NDArray[np.bool_]) -> TokenBatch:
         prefix, suffix = self.prefix, self.suffix
@@ -110,13 +116,9 @@ class HuggingFaceTokenizer:
         return None
 
 
-def _valid_texts(texts: Texts) -> tuple[list[str | None], tuple[InvalidText, ...]]:
+def _valid_texts(column: Column) -> tuple[list[str | None], tuple[InvalidText, ...]]:
     """The texts, None for null and invalid ones; and what is wrong with the latter."""
-    if isinstance(texts, pa.Array | pa.ChunkedArray):
-        values: Sequence[object] = texts.cast(binary_type(texts)).to_pylist()
-    else:
-        check_strings(texts)
-        values = texts
+    values: Sequence[object] = column if isinstance(column, list) else column.cast(binary_type(column)).to_pylist()
     rows: list[str | None] = []
     invalid = []
     for row, value in enumerate(values):
@@ -142,10 +144,10 @@ def _cut(batch: TokenBatch, room: int, keep: Keep) -> TokenBatch:
     return TokenBatch(batch.ids[np.arange(cu_seqlens[-1]) + np.repeat(starts - cu_seqlens[:-1], kept)], cu_seqlens)
 
 
-def _digests(texts: Texts) -> npt.NDArray[np.uint8]:
-    if isinstance(texts, pa.Array | pa.ChunkedArray):
-        values = texts.cast(binary_type(texts)).to_pylist()
+def _digests(column: Column) -> npt.NDArray[np.uint8]:
+    if isinstance(column, list):
+        values = [text.encode(errors="surrogatepass") for text in column]
     else:
-        values = [text.encode(errors="surrogatepass") for text in texts]
+        values = column.cast(binary_type(column)).to_pylist()
     digests = b"".join(bytes(16) if value is None else hashlib.md5(value).digest() for value in values)
     return np.frombuffer(digests, np.uint8).reshape(-1, 16)

@@ -1,6 +1,6 @@
 """What every tokenizer does: texts in, one flat buffer of token ids out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from fletcher_core.tokens import Int32, TokenBatch
 
-Texts: TypeAlias = "Sequence[str] | pa.Array | pa.ChunkedArray"
+Texts: TypeAlias = "Iterable[str] | pa.Array | pa.ChunkedArray"
 Keep = Literal["head", "tail"]
 
 
@@ -60,7 +60,7 @@ class Tokenizer(Protocol):
         threads: int = 1,
         digests: bool = False,
     ) -> TokenizedTexts:
-        """Tokenize `texts`: str, or an Arrow array (chunked or not) of strings or of UTF-8 bytes.
+        """Tokenize `texts`: str, or an Arrow array of strings or UTF-8 bytes (chunked or not, or a Series).
 
         Args:
             special_tokens: put `prefix` and `suffix` around each text.
@@ -73,6 +73,6 @@ class Tokenizer(Protocol):
         Raises:
             InputError: an item is no str, or the array is of another type. A text that is not valid Unicode is no
                 error: it is listed in `invalid`, and the others are tokenized.
-            ConfigError: `max_length` leaves no room for the special tokens.
+            ConfigError: a setting has a value that cannot work.
         """
         ...

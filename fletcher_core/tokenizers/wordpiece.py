@@ -6,14 +6,13 @@ What the extension does is fixed at the version `REFERENCE_VERSION` of `tokenize
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from tokenizers import normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 
-from fletcher_core.errors import ConfigError, InputError
+from fletcher_core.errors import InputError
 from fletcher_core.tokenizers.huggingface import HuggingFaceTokenizer
+from fletcher_core.tokenizers.request import Column, as_column, bytes_reason, check_settings, surrogate_reason
 from fletcher_core.tokenizers.tokenizer import InvalidText, Keep, Texts, TokenizedTexts
-from fletcher_core.tokenizers.validity import bytes_reason, surrogate_reason
 from fletcher_core.tokens import TokenBatch
 
 # Texts on which the two are compared when a tokenizer is loaded: cheap, and enough to notice a `tokenizers` of another
@@ -65,25 +64,29 @@ class WordPieceTokenizer:
         digests: bool = False,
     ) -> TokenizedTexts:
         """As `Tokenizer.encode`. Arrow buffers are read where they lie; the interpreter's lock is released."""
-        if max_length is not None and max_length < (len(self.prefix) + len(self.suffix)) * special_tokens:
-            raise ConfigError(f"max_length {max_length} leaves no room for the special tokens")
-        try:
-            ids, offsets, counts, hashes, invalid = self._native.encode(
-                texts,
-                prompt=prompt,
-                special_tokens=special_tokens,
-                max_length=-1 if max_length is None else max_length,
-                keep_tail=keep == "tail",
-                threads=threads,
-                digests=digests,
-            )
-        except (TypeError, ValueError) as error:
-            raise InputError(str(error)) from error
-        reasons = tuple(InvalidText(row, _reason(texts, row, at)) for row, at in invalid)
+        specials = (len(self.prefix) + len(self.suffix)) * bool(special_tokens)
+        check_settings(specials=specials, max_length=max_length, keep=keep, prompt=prompt, threads=threads)
+        column = as_column(texts)
+        ids, offsets, counts, hashes, invalid = self._native.encode(
+            column,
+            prompt=prompt,
+            special_tokens=bool(special_tokens),
+            max_length=-1 if max_length is None else max_length,
+            keep_tail=keep == "tail",
+            threads=threads,
+            digests=bool(digests),
+        )
+        reasons = tuple(InvalidText(row, _reason(column, row, at)) for row, at in invalid)
         return TokenizedTexts(TokenBatch(ids, offsets), counts, reasons, hashes)
 
     def normalize(self, text: str) -> str:
-        """What the words of `text` are taken from, between added tokens."""
+        """What the words of `text` are taken from, between added tokens.
+
+        Raises:
+            InputError: the text is no valid str.
+        """
+        if reason := surrogate_reason(text):
+            raise InputError(f"the text {reason}")
         return self._native.normalize(text)
 
 
@@ -129,7 +132,7 @@ def native_settings(reference: HuggingFaceTokenizer) -> dict[str, Any]:
     }
 
 
-def _reason(texts: Texts, row: int, at: int) -> str:
+def _reason(column: Column, row: int, at: int) -> str:
     if at < 0:
         return "has more than 1 GiB: split it"
-    return bytes_reason(at) if isinstance(texts, pa.Array | pa.ChunkedArray) else surrogate_reason(texts[row])
+    return surrogate_reason(column[row]) if isinstance(column, list) else bytes_reason(at)

@@ -163,6 +163,7 @@ wordpiece::Configuration configuration(const nb::dict& vocabulary, const std::st
 }  // namespace
 
 NB_MODULE(_wordpiece, m) {
+    nb::set_leak_warnings(false);  // a tokenizer that is alive when the interpreter ends is no fault of its owner's
     m.attr("REFERENCE_VERSION") = unicode::reference_version();
     m.def("implementations", [] {
         nb::list names;

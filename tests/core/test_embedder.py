@@ -95,7 +95,32 @@ def test_arrow_strings_need_no_list_of_str(minilm: Embedder, golden_texts: list[
     assert np.array_equal(minilm.embed(pa.chunked_array([texts[:7], texts[7:]])), minilm.embed(texts))
 
 
+def test_a_null_and_what_is_no_column_of_texts_are_refused_by_name(minilm: Embedder) -> None:
+    with pytest.raises(InputError, match=f"text {WINDOW + 1} is null: drop it, or use embed_arrow"):
+        minilm.embed(pa.array(["a"] * (WINDOW + 1) + [None]))
+    with pytest.raises(InputError, match="embed_arrow takes an Arrow array of strings, not a list: use embed"):
+        minilm.embed_arrow(["a"])
+    with pytest.raises(InputError, match="a list of str or an Arrow array of strings is needed, not a NoneType"):
+        minilm.embed(None)  # type: ignore[arg-type]
+    assert minilm.embed(text for text in ("a", "b")).shape == (2, 384)
+
+
+def test_batches_are_named_by_their_number(minilm: Embedder) -> None:
+    batch = pa.record_batch({"id": [1, 2], "body": ["a", "b"]})
+    assert [len(each) for each in minilm.embed_batches(pa.Table.from_batches([batch, batch]), "body")] == [2, 2]
+    assert next(minilm.embed_batches(batch, "body")).schema.names == ["id", "body", "vector"]
+    bad = pa.record_batch({"body": [b"a", b"\xff"]})
+    with pytest.raises(InputError, match="batch 1: text 1 is not valid UTF-8"):
+        list(minilm.embed_batches([batch, bad], "body"))
+    with pytest.raises(ConfigError, match="batch 0 has a column 'id' already: choose another output="):
+        next(minilm.embed_batches(batch, "body", output="id"))
+    with pytest.raises(InputError, match=r"batch 0 is dict, not a pyarrow\.RecordBatch"):
+        next(minilm.embed_batches([{}], "body"))  # type: ignore[list-item]
+
+
 def test_a_query_that_is_no_text_is_refused(minilm: Embedder) -> None:
+    with pytest.raises(InputError, match="the query is NoneType, not str"):
+        minilm.embed_query(None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="the query holds a lone surrogate at character 3"):
         minilm.embed_query("why\ud800")
 

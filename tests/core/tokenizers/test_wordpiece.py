@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -142,11 +143,59 @@ def test_a_bad_text_concerns_its_row_alone(tokenizer: Tokenizer) -> None:
 def test_wrong_input_is_named(tokenizer: Tokenizer) -> None:
     with pytest.raises(InputError, match="text 1 is NoneType, not str"):
         tokenizer.encode(["a", None])  # type: ignore[list-item]
+    with pytest.raises(InputError, match=r"not one str: write \[text\]"):
+        tokenizer.encode("a")
+    with pytest.raises(InputError, match="an Arrow array of strings is needed, not a int"):
+        tokenizer.encode(5)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"not of struct<.*: pick one of its columns"):
+        tokenizer.encode(pa.table({"a": ["b"]}))  # type: ignore[arg-type]
     for array in (pa.array([1, 2]), pa.array(["a"]).dictionary_encode(), pa.chunked_array([[1.0]])):
         with pytest.raises(InputError, match=r"cast it with .cast\(pa.string\(\)\)"):
             tokenizer.encode(array)
-    with pytest.raises(ConfigError, match="max_length 1 leaves no room"):
-        tokenizer.encode(["a"], max_length=1)
+
+
+@both
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"max_length": 1}, "max_length 1 leaves no room for the 2 special tokens"),
+        ({"max_length": -1}, "max_length is -1; it must be a whole number of at least 0"),
+        ({"max_length": 2.5}, "max_length is 2.5; it must be a whole number"),
+        ({"max_length": 2**63}, "max_length is 9223372036854775808; it must be"),
+        ({"threads": 0}, "threads is 0; it must be a whole number of at least 1"),
+        ({"threads": "2"}, "threads is '2'; it must be"),
+        ({"keep": "middle"}, "keep is 'middle'; choose one of head, tail"),
+        ({"prompt": None}, "prompt is None; it must be a str, and '' is none"),
+        ({"prompt": "\ud800"}, "the prompt holds a lone surrogate at character 0"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_by_name(
+    tokenizer: Tokenizer, setting: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tokenizer.encode(["a"], **setting)
+
+
+@both
+def test_any_iterable_of_str_and_any_arrow_exporter_will_do(tokenizer: Tokenizer) -> None:
+    class Exporter:
+        """As a polars or pandas Series offers itself."""
+
+        def __init__(self, array: pa.ChunkedArray):
+            self.array = array
+
+        def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+            return self.array.__arrow_c_stream__(requested_schema)
+
+    expected = reference_rows(TEXTS)
+    for texts in (tuple(TEXTS), dict.fromkeys(TEXTS), (text for text in TEXTS), np.array(TEXTS, dtype=object)):
+        assert rows(tokenizer.encode(texts)) == expected
+    exported = tokenizer.encode(Exporter(pa.chunked_array([[*TEXTS, None]], pa.string_view())))  # type: ignore[arg-type]
+    assert rows(exported) == [*expected, []]
+    broken = tokenizer.encode(Exporter(pa.chunked_array([[b"ok", b"\xff"]])))  # type: ignore[arg-type]
+    assert [text.row for text in broken.invalid] == [1]
+    surrogate = tokenizer.encode(text for text in ("ok", "\ud800"))
+    assert [text.reason[:23] for text in surrogate.invalid] == ["holds a lone surrogate "]
 
 
 @both

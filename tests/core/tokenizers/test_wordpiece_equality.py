@@ -27,7 +27,7 @@ from configurations import CONFIGURATIONS, Configuration, make_pair, pair, vocab
 from differential import CORPUS, run_batch  # noqa: E402
 
 from fletcher_core.tokenizers import InvalidText  # noqa: E402
-from fletcher_core.tokenizers.validity import bytes_reason, surrogate_reason  # noqa: E402
+from fletcher_core.tokenizers.request import bytes_reason, surrogate_reason  # noqa: E402
 
 CHARACTERS = [chr(code) for code in (*range(0xD800), *range(0xE000, 0x110000))]
 BLOCK = 4096
