@@ -2,12 +2,13 @@
 
     make .peers/.installed && PYTHONPATH=.peers .venv/bin/python bench/tokenizer_instructions.py [--megabytes 1]
 
-Each count is the difference between a process that tokenizes a corpus three times and one that does so once: start-up
+Each count is the difference between a process that tokenizes a corpus nine times and one that does so once: start-up
 and the first meeting with each word cancel out. "cold" is the difference between once and not at all. valgrind knows no
 AVX-512, so AVX2 and the scalar code are counted.
 """
 
 import argparse
+import os
 import pickle
 import re
 import subprocess
@@ -48,8 +49,8 @@ def main() -> None:
             data = Path(folder) / name
             data.write_bytes(pickle.dumps((settings, texts)))
             for implementation in ("avx2", "scalar"):
-                none, once, thrice = (count(data, implementation, rounds) for rounds in (0, 1, 3))
-                warm, cold = (thrice - once) / 2 / size, (once - none) / size
+                none, once, often = (count(data, implementation, rounds) for rounds in (0, 1, 9))
+                warm, cold = (often - once) / 8 / size, (once - none) / size
                 print(f"{name:<14}{implementation:<8}{warm:>20.1f}{cold:>8.1f}", flush=True)
 
 
@@ -57,7 +58,8 @@ def count(data: Path, implementation: str, rounds: int) -> int:
     """Instructions of a whole process."""
     valgrind = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"]
     child = [sys.executable, "-c", CHILD, _wordpiece.__file__, str(data), implementation, str(rounds)]
-    finished = subprocess.run([*valgrind, *child], capture_output=True, text=True)
+    environment = os.environ | {"PYTHONHASHSEED": "0"}  # else start-up is another every time
+    finished = subprocess.run([*valgrind, *child], capture_output=True, text=True, env=environment)
     if finished.returncode:
         raise SystemExit(finished.stderr)
     return int(re.search(r"Collected : (\d+)", finished.stderr).group(1))
