@@ -22,7 +22,7 @@ from fletcher_core.models import ModelCard, ModelPackage, load_weights, resolve_
 from fletcher_core.prefetch import prefetch
 from fletcher_core.tokenizers import EncodedTexts, InvalidText, TextEncoder, load_tokenizer
 from fletcher_core.tokenizers.encode import LongText
-from fletcher_core.tokenizers.request import Column, as_column, check_whole
+from fletcher_core.tokenizers.request import Column, as_column, check_prompt, check_whole
 from fletcher_core.tokenizers.tokenizer import Texts
 from fletcher_core.tokens import Int32, TokenBatch
 
@@ -115,8 +115,8 @@ class Embedder:
             if value is not None:
                 check_whole(setting, value, 1)
         for setting, text in (("prompt", prompt), ("query_prompt", query_prompt)):
-            if text is not None and not isinstance(text, str):
-                raise ConfigError(f"{setting} is {text!r}; it must be a str, and '' is none")
+            if text is not None:
+                check_prompt(setting, text)
         folder = resolve_model(model)
         name = str(model) if not Path(model).expanduser().is_dir() else folder.resolve().name
         package = ModelPackage.read(folder, name.rsplit("/", 1)[-1])

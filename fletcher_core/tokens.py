@@ -29,10 +29,13 @@ class TokenBatch:
 
     def take(self, order: Int64) -> "TokenBatch":
         """The sequences `order` (int64 [m]) in that order, packed anew."""
-        lengths = self.lengths[order]
+        return self.spans(self.cu_seqlens[order], self.lengths[order])
+
+    def spans(self, starts: Int64, lengths: Int64) -> "TokenBatch":
+        """The `lengths` (int64 [m]) tokens of `ids` from each of `starts` (int64 [m]) on, packed anew."""
         cu_seqlens = cumulative(lengths)
-        # Position of each output token in `ids`: its sequence's start there plus its place within the sequence.
-        shift = np.repeat(self.cu_seqlens[order] - cu_seqlens[:-1], lengths)
+        # Position of each output token in `ids`: its span's start there plus its place within the span.
+        shift = np.repeat(starts - cu_seqlens[:-1], lengths)
         return TokenBatch(self.ids[np.arange(cu_seqlens[-1]) + shift], cu_seqlens)
 
 

@@ -139,9 +139,7 @@ def _valid_texts(column: Column) -> tuple[list[str | None], tuple[InvalidText, .
 def _cut(batch: TokenBatch, room: int, keep: Keep) -> TokenBatch:
     """At most `room` tokens of each sequence."""
     kept = np.minimum(batch.lengths, room)
-    starts = batch.cu_seqlens[:-1] if keep == "head" else batch.cu_seqlens[1:] - kept
-    cu_seqlens = cumulative(kept)
-    return TokenBatch(batch.ids[np.arange(cu_seqlens[-1]) + np.repeat(starts - cu_seqlens[:-1], kept)], cu_seqlens)
+    return batch.spans(batch.cu_seqlens[:-1] if keep == "head" else batch.cu_seqlens[1:] - kept, kept)
 
 
 def _digests(column: Column) -> npt.NDArray[np.uint8]:

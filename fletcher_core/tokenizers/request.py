@@ -69,10 +69,15 @@ def check_settings(*, specials: int, max_length: int | None, keep: str, prompt: 
         if max_length < specials:
             raise ConfigError(f"max_length {max_length} leaves no room for the {specials} special tokens of a text")
     check_whole("threads", threads, 1)
+    check_prompt("prompt", prompt)
+
+
+def check_prompt(name: str, prompt: object) -> None:
+    """Raises `ConfigError` unless `prompt` is a str that is valid Unicode."""
     if not isinstance(prompt, str):
-        raise ConfigError(f"prompt is {prompt!r}; it must be a str, and '' is none")
+        raise ConfigError(f"{name} is {prompt!r}; it must be a str, and '' is none")
     if reason := surrogate_reason(prompt):
-        raise ConfigError(f"the prompt {reason}")
+        raise ConfigError(f"the {name} {reason}")
 
 
 def check_whole(name: str, value: object, least: int) -> None:

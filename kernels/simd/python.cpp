@@ -78,11 +78,7 @@ class Texts {
         texts_.reserve(static_cast<size_t>(count));
         for (Py_ssize_t row = 0; row < count; ++row) {
             PyObject* item = PyTuple_GetItem(items.ptr(), row);
-            if (!PyUnicode_Check(item)) {
-                const auto type = nb::cast<std::string>(nb::handle(item).type().attr("__name__"));
-                const std::string which = "text " + std::to_string(row) + " is " + type;
-                throw nb::type_error((which + ", not str: drop it or fill it before embedding").c_str());
-            }
+            if (!PyUnicode_Check(item)) throw nb::type_error("texts must be str");  // the caller names the one that is not
             texts_.push_back(utf8(item));
         }
     }

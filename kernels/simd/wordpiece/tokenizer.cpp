@@ -82,18 +82,23 @@ Outcome Tokenizer::run_segment(const Context& context, uint32_t growth, const ui
     return implementation_->segment(context, scratch, text, size);
 }
 
-// Text that is in scratch.normalized: only what is left of the way to ids.
-Outcome Tokenizer::encode_normalized(Scratch& scratch) const {
-    const uint8_t* text = scratch.normalized.data();
-    const size_t size = scratch.normalized.size();
+// Appends the ids of the added tokens of `text`, and by `encode` those of what lies between them.
+template <class Encode>
+Outcome Tokenizer::encode_between(const AddedTokens& added, const uint8_t* text, size_t size, Scratch& scratch,
+                                  Encode encode) const {
     size_t from = 0, taken = 0;
     AddedTokens::Match match;
-    while (!added_normalized_.empty() && added_normalized_.find(text, size, from, taken, match)) {
-        if (taken < match.begin) run_segment(plain_context_, 1, text + taken, match.begin - taken, scratch);
+    while (!added.empty() && added.find(text, size, from, taken, match)) {
+        if (taken < match.begin) {
+            const Outcome outcome = encode(text + taken, match.begin - taken);
+            if (outcome.kind != Outcome::kDone) return {outcome.kind, outcome.at + taken};
+        }
         scratch.ids.push(match.id);
         taken = match.end;
     }
-    return run_segment(plain_context_, 1, text + taken, size - taken, scratch);
+    if (taken == size) return {Outcome::kDone, 0};
+    const Outcome outcome = encode(text + taken, size - taken);
+    return {outcome.kind, outcome.at + taken};
 }
 
 // Text between added tokens.
@@ -107,7 +112,10 @@ Outcome Tokenizer::encode_piece(const uint8_t* text, size_t size, Scratch& scrat
     scratch.normalized.clear();
     const size_t valid = normalizer_.append(text, size, scratch.normalized);
     if (valid < size) return {Outcome::kInvalid, valid};
-    return encode_normalized(scratch);
+    return encode_between(added_normalized_, scratch.normalized.data(), scratch.normalized.size(), scratch,
+                          [&](const uint8_t* part, size_t length) {
+                              return run_segment(plain_context_, 1, part, length, scratch);
+                          });
 }
 
 Outcome Tokenizer::encode_text(const Request& request, const Text& text, Scratch& scratch) const {
@@ -120,19 +128,9 @@ Outcome Tokenizer::encode_text(const Request& request, const Text& text, Scratch
         std::memcpy(scratch.text.data() + request.prompt.size(), text.data, text.size);
         data = scratch.text.data();
     }
-    size_t from = 0, taken = 0;
-    AddedTokens::Match match;
-    while (!added_.empty() && added_.find(data, size, from, taken, match)) {
-        if (taken < match.begin) {
-            const Outcome outcome = encode_piece(data + taken, match.begin - taken, scratch);
-            if (outcome.kind != Outcome::kDone) return {outcome.kind, outcome.at + taken};
-        }
-        scratch.ids.push(match.id);
-        taken = match.end;
-    }
-    if (taken == size) return {Outcome::kDone, 0};
-    const Outcome outcome = encode_piece(data + taken, size - taken, scratch);
-    return {outcome.kind, outcome.at + taken};
+    return encode_between(added_, data, size, scratch, [&](const uint8_t* part, size_t length) {
+        return encode_piece(part, length, scratch);
+    });
 }
 
 // One call of `encode`: threads take tasks, runs of rows of about equal bytes, until there are none left.

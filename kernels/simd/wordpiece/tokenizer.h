@@ -81,7 +81,9 @@ class Tokenizer {
     Context context(const CharTable& table) const;
     Outcome encode_text(const Request& request, const Text& text, Scratch& scratch) const;
     Outcome encode_piece(const uint8_t* text, size_t size, Scratch& scratch) const;
-    Outcome encode_normalized(Scratch& scratch) const;
+    template <class Encode>
+    Outcome encode_between(const AddedTokens& added, const uint8_t* text, size_t size, Scratch& scratch,
+                           Encode encode) const;
     Outcome run_segment(const Context& context, uint32_t growth, const uint8_t* text, size_t size,
                         Scratch& scratch) const;
 
