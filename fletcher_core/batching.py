@@ -4,10 +4,16 @@ Sorting a window keeps sequences of like length together, so little of a batch i
 not rows, so every batch costs about the same time and memory.
 """
 
+from bisect import bisect_left
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
-from fletcher_core.tokens import Int64
+from fletcher_core.tokens import Int64, cumulative
+
+# A batch with this share of its bucket in use is not worth splitting: each dispatch has a cost of its own.
+_NEARLY_FULL = 0.75
 
 
 def plan_batches(lengths: npt.NDArray[np.integer], token_budget: int, multiple: int = 1) -> list[Int64]:
@@ -28,4 +34,33 @@ def plan_batches(lengths: npt.NDArray[np.integer], token_budget: int, multiple: 
         rows = max(1, token_budget // max(int(widths[start]), 1))
         batches.append(order[start : start + rows])
         start += rows
+    return batches
+
+
+def plan_buckets(lengths: npt.NDArray[np.integer], token_budget: int, buckets: Sequence[int]) -> list[Int64]:
+    """Partition sequences 0..n-1 into batches for an engine without padding, each filled to one of its sizes.
+
+    Batches of `token_budget` as long as there is enough for one. What is left goes into the bucket that holds it if
+    that gets nearly full, otherwise into smaller ones that do: little of what the device computes is filling.
+
+    Args:
+        lengths: tokens of each sequence, [n].
+        token_budget: the most tokens of one batch, one of `buckets`; a longer sequence gets a batch of its own.
+        buckets: tokens, ascending.
+
+    Returns:
+        Index arrays, int64, none empty, longest first, that cover each sequence exactly once.
+    """
+    order = np.argsort(-lengths.astype(np.int64), kind="stable")
+    ends = cumulative(lengths[order])
+    sizes = [bucket for bucket in buckets if bucket <= token_budget]
+    batches, start = [], 0
+    while start < len(order):
+        left = int(ends[-1] - ends[start])
+        size = sizes[min(bisect_left(sizes, left), len(sizes) - 1)]
+        if left < _NEARLY_FULL * size:
+            size = sizes[max(bisect_left(sizes, left) - 1, 0)]
+        stop = max(int(np.searchsorted(ends, ends[start] + size, side="right")) - 1, start + 1)
+        batches.append(order[start:stop])
+        start = stop
     return batches

@@ -32,6 +32,10 @@ class RunCancelled(FletcherError):
     """The caller asked the run to stop; what was committed stays, the next run does the rest."""
 
 
+class DeadlineExceeded(FletcherError):
+    """The time that the caller allowed is up; nothing of this call is returned."""
+
+
 class StoreError(FletcherError):
     """The vector store on disk cannot be read or written."""
 

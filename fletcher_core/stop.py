@@ -1,0 +1,38 @@
+"""Why work should end before it is done: somebody asks for it, or its time is up. Passed down to the device."""
+
+import threading
+import time
+from dataclasses import dataclass
+
+from fletcher_core.errors import DeadlineExceeded, RunCancelled
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Looked at between two pieces of work, about 10 ms apart on a GPU.
+
+    `cancelled` is set by another thread; `deadline` is a moment of `time.monotonic`, in seconds.
+    """
+
+    cancelled: threading.Event | None = None
+    deadline: float | None = None
+
+    @classmethod
+    def after(cls, seconds: float | None, cancelled: threading.Event | None = None) -> "Stop":
+        """Stop `seconds` from now; None is no deadline."""
+        return cls(cancelled, None if seconds is None else time.monotonic() + seconds)
+
+    def check(self) -> None:
+        """Go on, or raise.
+
+        Raises:
+            RunCancelled: `cancelled` was set.
+            DeadlineExceeded: `deadline` has passed.
+        """
+        if self.cancelled is not None and self.cancelled.is_set():
+            raise RunCancelled("the run was cancelled")
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise DeadlineExceeded("the deadline passed before all texts were embedded: allow more time, or send fewer")
+
+
+NEVER = Stop()
