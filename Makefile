@@ -67,7 +67,7 @@ format: setup
 	@$(BIN)/ruff format $(CODE)
 
 typecheck: setup
-	@$(BIN)/mypy $(PACKAGES:%=-p %)
+	@$(BIN)/mypy $(PACKAGES:%=-p %) -p fletcher_kernels
 
 # The peers that the benchmarks compare with (torch is several GB) live in an environment of their own.
 $(BENCH_STAMP): $(STAMP)

@@ -1,0 +1,208 @@
+"""Faults, seeded one at a time into a kernel's text: what the proof of the honest kernels must find.
+
+Each is a replacement of text that stands once in its file, with the build that should find it and how: by the compiler
+("compile"), by the emulator at run time ("emulator"), by another order of the threads ("schedules"), or because the
+result is not the reference's ("wrong").
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from emulator import Build
+from fletcher_kernels.build import read
+from fletcher_kernels.kernel import Kernel
+from proof import Text
+
+How = Literal["compile", "emulator", "schedules", "wrong"]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`old`, which stands once in `file`, becomes `new`."""
+
+    kernel: str
+    name: str
+    file: str = field(repr=False)
+    old: str = field(repr=False)
+    new: str = field(repr=False)
+    caught: How
+    build: Build = Build.STRICT
+    dtype: str = "float16"
+
+    def text(self, kernel: Kernel) -> Text:
+        """The kernel's text with the fault.
+
+        Raises:
+            ValueError: the text to replace does not stand in the file just once.
+        """
+        whole, honest = read(self.file), Text.of(kernel)
+        if whole.count(self.old) != 1:
+            raise ValueError(f"{self.name}: {self.old!r} stands {whole.count(self.old)} times in {self.file}, not once")
+        faulty = Text(
+            honest.header.replace(whole, whole.replace(self.old, self.new)),
+            honest.source.replace(whole, whole.replace(self.old, self.new)),
+        )
+        if faulty == honest:
+            raise ValueError(f"{self.name}: {self.file} is no part of {kernel.name}")
+        return faulty
+
+
+def _attention(name: str, old: str, new: str, caught: How, build: Build = Build.STRICT) -> Mutant:
+    return Mutant("attention", name, "bodies/attention.k", old, new, caught, build)
+
+
+def _fragment(name: str, old: str, new: str, caught: How) -> Mutant:
+    return Mutant("attention", name, "dialect/metal.h", old, new, caught)
+
+
+def _pool(name: str, old: str, new: str, caught: How, build: Build = Build.STRICT) -> Mutant:
+    return Mutant("pool", name, "bodies/pool.k", old, new, caught, build)
+
+
+def _norm(name: str, old: str, new: str, caught: How, dtype: str = "float16") -> Mutant:
+    return Mutant("add_norm", name, "bodies/layer_norm.k", old, new, caught, dtype=dtype)
+
+
+def _add(name: str, old: str, new: str, caught: How) -> Mutant:
+    return Mutant("add_norm", name, "bodies/add_norm.k", old, new, caught)
+
+
+def _embed(name: str, old: str, new: str, caught: How) -> Mutant:
+    return Mutant("embed_norm", name, "bodies/embed_norm.k", old, new, caught)
+
+
+def _rope(name: str, old: str, new: str, caught: How, build: Build = Build.STRICT) -> Mutant:
+    return Mutant("rope", name, "bodies/rope.k", old, new, caught, build)
+
+
+def _swiglu(name: str, old: str, new: str, caught: How, build: Build = Build.STRICT) -> Mutant:
+    return Mutant("swiglu", name, "bodies/swiglu.k", old, new, caught, build)
+
+
+MUTANTS: tuple[Mutant, ...] = (
+    # Barriers, and who reaches them
+    _attention("no barrier after the queries", "K_BARRIER();\n  const int first", "const int first", "schedules"),
+    _attention("no barrier before the first keys", "K_BARRIER();\n\n  k_frag_c acc", "k_frag_c acc", "schedules"),
+    _attention("no barrier after the keys", "K_BARRIER();\n    if (first", "if (first", "schedules"),
+    _attention("no barrier before the next keys", "K_BARRIER();\n  }\n\n  if", "}\n\n  if", "schedules"),
+    _attention(
+        "a barrier for some only",
+        "K_BARRIER();\n    if (first < length) {",
+        "if (first < length) { K_BARRIER();",
+        "emulator",
+    ),
+    _attention(
+        "a return before a barrier",
+        "k_frag_a<T> q[DEPTH];",
+        "if (first >= length) return; k_frag_a<T> q[DEPTH];",
+        "emulator",
+    ),
+    _attention(
+        "a row's maximum among some only",
+        "best = k_row_max(best);",
+        "if (column < 4) best = k_row_max(best);",
+        "emulator",
+    ),
+    _pool("no barrier after the parts", "K_BARRIER();\n\n  const float share", "const float share", "schedules"),
+    _pool("no barrier after the norms", "K_BARRIER();\n  squares", "squares", "schedules"),
+    _pool(
+        "a barrier for some lanes only",
+        "K_BARRIER();\n  squares",
+        "if (k_lane < 16u) K_BARRIER();\n  squares",
+        "emulator",
+    ),
+    _norm(
+        "a sum among some lanes only",
+        "const float mean = k_simd_sum(sum) *",
+        "float mean = 0.0f;\n  if (int(k_lane) * 4 < D) mean = k_simd_sum(sum) *",
+        "emulator",
+    ),
+    # Threadgroup memory
+    _attention("more than 32 KB of shared memory", "D > 64 ? 32 : 64", "64", "emulator"),
+    _attention(
+        "rows of shared memory at odd halves of 16 bytes", "LD = D + 8;", "LD = D + 4;", "emulator", Build.ERASED
+    ),
+    _attention("a shared pointer kept as a device pointer", "K_SHARED T* keys", "K_GLOBAL T* keys", "compile"),
+    _attention("values on top of keys", "kv + KEYS * LD;", "kv;", "wrong"),
+    _attention("values past the sequence left unset", "k_put8(values", "if (inside) k_put8(values", "wrong"),
+    _pool("a shared slot that nobody wrote", "if (k_lane == 0u)", "if (k_lane == 0u && k_simd < 7u)", "wrong"),
+    # Fragments
+    _attention("half in a float fragment", "k_frag_b<T> kt;", "k_frag_b<float> kt;", "compile"),
+    _fragment("keys not transposed", "ulong2(0, 0), true)", "ulong2(0, 0), false)", "wrong"),
+    _fragment(
+        "a sum over the wrong lanes",
+        "x += simd_shuffle_xor(x, ushort(1));",
+        "x += simd_shuffle_xor(x, ushort(2));",
+        "wrong",
+    ),
+    _fragment("rows of the wrong lanes", "((lane / 4u) & 4u)", "((lane / 8u) & 4u)", "schedules"),
+    # Attention's arithmetic
+    _attention("one key too many", "column + e >= length", "column + e > length", "wrong"),
+    _attention("no mask", "const bool masked = ", "const bool masked = false && ", "wrong"),
+    _attention("one row too many", "if (row < length) {", "if (row <= length) {", "emulator"),
+    _attention("one key block too few", "key0 < length; key0 += KEYS", "key0 < length - 1; key0 += KEYS", "wrong"),
+    _attention(
+        "keys read past the array", "const bool inside = key0 + row < length;", "const bool inside = true;", "emulator"
+    ),
+    _attention("the wrong stride of values", "v_row = size_t(3 * H * D)", "v_row = size_t(2 * H * D)", "wrong"),
+    _attention("the wrong part as values", "size_t((2 * H + head) * D)", "size_t((1 * H + head) * D)", "wrong"),
+    _attention("one head for all", "qk_row + size_t(head * D)", "qk_row", "wrong"),
+    _attention("the running maximum is not kept", "top[r] = best;", "", "wrong"),
+    _attention(
+        "the accumulator does not fade", "k_frag_get(acc[d], r, e) * fade)", "k_frag_get(acc[d], r, e))", "wrong"
+    ),
+    _attention("the total does not fade", "total[r] * fade + sum", "total[r] + sum", "wrong"),
+    _attention("no scale", "k_frag_get(score[j], r, e) * scale", "k_frag_get(score[j], r, e)", "wrong"),
+    _attention(
+        "no maximum taken off",
+        "k_exp2(k_frag_get(score[j], r, e) - best)",
+        "k_exp2(k_frag_get(score[j], r, e))",
+        "wrong",
+    ),
+    # Norms
+    _norm("the mean is not taken off", "v[i] = v[i] - mean;", "", "wrong"),
+    _norm("no epsilon", " + params[0]", "", "wrong", dtype="float32"),
+    _norm("the squares of one lane", "k_simd_sum(squares)", "squares", "wrong"),
+    _norm("lanes past the width add their mean", "if ((i * 32 + int(k_lane)) * 4 < D) {", "{", "wrong"),
+    _add("no bias", "if (HAS_BIAS)", "if (!HAS_BIAS)", "wrong"),
+    _add("the next row", "size_t(k_simd);", "size_t(k_simd) + size_t(1);", "emulator"),
+    _add("reads past the row", "if (c < D) {", "{", "emulator"),
+    _embed("positions count over the batch", "int(row) - cu_seqlens[low]", "int(row)", "emulator"),
+    _embed(
+        "a boundary belongs to the sequence before",
+        "cu_seqlens[middle] <= int(row)",
+        "cu_seqlens[middle] < int(row)",
+        "wrong",
+    ),
+    _embed("no places", "if (HAS_PLACES)", "if (!HAS_PLACES)", "wrong"),
+    _embed("positions not written", "if (k_lane == 0u)", "if (k_lane == 32u)", "wrong"),
+    _embed("the place of the word", "words + word + size_t(c)", "words + place + size_t(c)", "wrong"),
+    # Rotation
+    _rope("halves swapped", "right * cosine + left * sine", "left * cosine + right * sine", "wrong"),
+    _rope("turned the other way", "left * cosine - right * sine", "left * cosine + right * sine", "wrong"),
+    _rope("the position of the row", "positions[token]", "token % 8u", "wrong"),
+    _rope("a misaligned load", "k_load4(from + HALF)", "k_load4(from + HALF - 1)", "emulator", Build.ERASED),
+    _rope("values turned too", "token * size_t(3 * H)", "token * size_t(3 * H) + size_t(H)", "wrong"),
+    # Gate
+    _swiglu(
+        "gate and up swapped",
+        "g = k_load4(row + part), u = k_load4(row + F + part)",
+        "u = k_load4(row + part), g = k_load4(row + F + part)",
+        "wrong",
+    ),
+    _swiglu("a double literal", "y.x = g.x / (1.0f", "y.x = g.x / (1.0", "compile"),
+    _swiglu("half of the columns unwritten", "part < 8;", "part < 4;", "wrong"),
+    _swiglu("a misaligned store", "k_store4(to + part, y)", "k_store4(to + part + 1, y)", "emulator", Build.ERASED),
+    # Pooling
+    _pool("the unsound flag inverted", "sound ? 0 : 1", "sound ? 1 : 0", "wrong"),
+    _pool("NaN passed over", "k_finite(squares) && squares > 0.0f", "!(squares <= 0.0f || squares > 3.0e38f)", "wrong"),
+    _pool("a vector without length passed over", " && squares > 0.0f", "", "wrong"),
+    _pool("one row too few", "t < to;", "t < to - 1;", "wrong"),
+    _pool("one row too many", "t < to;", "t <= to;", "wrong"),
+    _pool("the first token for the last", "POOLING == 2 ? end - 1", "POOLING == 2 ? begin", "wrong"),
+    _pool("the share of the whole sequence", "float(to - from)", "float(end - begin)", "wrong"),
+    _pool("one SIMD-group's sums left out", "s < SIMDS; s++) mine", "s < SIMDS - 1; s++) mine", "wrong"),
+    _pool("the width of the output as the input's", "size_t(t) * size_t(D)", "size_t(t) * size_t(DIM)", "wrong"),
+    _pool("normalized against its will", "NORMALIZE && sound", "sound", "wrong"),
+    _pool("the last element unwritten", "if (c < DIM) out", "if (c < DIM - 1) out", "wrong"),
+)
