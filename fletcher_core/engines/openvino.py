@@ -16,11 +16,13 @@ import openvino as ov
 import openvino.properties as props
 import openvino.properties.hint as hints
 
+from fletcher_core.batching import plan_batches
 from fletcher_core.engines.engine import Precision
 from fletcher_core.engines.openvino_graph import encoder_graph
 from fletcher_core.errors import ConfigError, EngineError
 from fletcher_core.models import ModelPackage, Weights
-from fletcher_core.tokens import TokenBatch
+from fletcher_core.stop import NEVER, Stop
+from fletcher_core.tokens import Int64, TokenBatch
 
 
 class OpenVinoEngine:
@@ -35,11 +37,12 @@ class OpenVinoEngine:
         threads: CPU threads; None takes every core this process may use.
 
     Raises:
-        ConfigError: unknown precision, or bf16 on a CPU without it.
+        ConfigError: unknown precision, fp16, or bf16 on a CPU without it.
         EngineError: OpenVINO cannot compile the model.
     """
 
     name = "openvino"
+    # A padded length is rounded up to so many tokens.
     length_multiple = 16
 
     def __init__(
@@ -74,12 +77,21 @@ class OpenVinoEngine:
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot compile {package.name!r} for this CPU: {error}") from error
 
-    def run(self, batches: Iterable[TokenBatch]) -> Iterator[npt.NDArray[np.float32]]:
+    def plan(self, lengths: npt.NDArray[np.integer]) -> list[Int64]:
+        """See `Engine.plan`: sorted by length, cut by tokens with padding."""
+        return plan_batches(lengths, self.token_budget, self.length_multiple)
+
+    def computed_tokens(self, lengths: npt.NDArray[np.integer]) -> int:
+        """See `Engine.computed_tokens`."""
+        return len(lengths) * -(-int(lengths.max()) // self.length_multiple) * self.length_multiple
+
+    def run(self, batches: Iterable[TokenBatch], stop: Stop = NEVER) -> Iterator[npt.NDArray[np.float32]]:
         """See `Engine.run`."""
         idle = deque(self._requests)
         busy: deque[tuple[ov.InferRequest, tuple[npt.NDArray[np.int32], ...]]] = deque()
         try:
             for batch in batches:
+                stop.check()
                 if not idle:
                     yield self._finish(busy, idle)
                 request = idle.popleft()
@@ -123,6 +135,8 @@ def available_cores() -> int:
 def _choose_precision(wanted: Precision, core: ov.Core) -> str:
     if wanted not in get_args(Precision):
         raise ConfigError(f"precision is {wanted!r}; choose one of {', '.join(get_args(Precision))}")
+    if wanted == "fp16":
+        raise ConfigError("precision is 'fp16' and the CPU engine computes in bf16 or fp32: use 'auto' or one of these")
     has_bf16 = "BF16" in core.get_property("CPU", props.device.capabilities)
     if wanted == "bf16" and not has_bf16:
         raise ConfigError("precision is 'bf16' and this CPU does not compute in bfloat16: use 'auto' or 'fp32'")

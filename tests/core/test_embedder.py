@@ -8,6 +8,7 @@ import pytest
 from fletcher_core import Embedder
 from fletcher_core.embedder import WINDOW
 from fletcher_core.errors import ConfigError, InputError, ModelError, RunCancelled
+from fletcher_core.stop import Stop
 
 
 def test_results_keep_the_order_of_the_input(minilm: Embedder, golden_texts: list[str]) -> None:
@@ -202,7 +203,7 @@ def test_settings_that_cannot_work_are_explained(settings: dict[str, object], me
 def test_cancelling_stops_between_batches(minilm: Embedder, golden_texts: list[str]) -> None:
     cancelled = threading.Event()
     windows = ((n, golden_texts[:8]) for n in range(100_000))
-    stream = minilm.stream(windows, cancelled)
+    stream = minilm.stream(windows, Stop(cancelled))
     next(stream)
     cancelled.set()
     with pytest.raises(RunCancelled):

@@ -14,7 +14,7 @@ import pytest
 
 from fletcher_core import Embedder
 from fletcher_core.cli import main
-from fletcher_core.engines import OpenVinoEngine
+from fletcher_core.engines.openvino import OpenVinoEngine
 from fletcher_core.errors import InputError, RunCancelled, SourceError, StoreLockedError
 from fletcher_core.longbow.client import LongbowClient, LongbowSettings
 from fletcher_core.longbow.embedded import ensure_embedded, stop_embedded
@@ -179,8 +179,8 @@ def test_a_row_with_a_bad_vector_is_quarantined_and_the_others_go_on(
 ) -> None:
     honest = OpenVinoEngine.run
 
-    def damaged(self, batches):  # type: ignore[no-untyped-def]
-        for place, vectors in enumerate(honest(self, batches)):
+    def damaged(self, *arguments):  # type: ignore[no-untyped-def]
+        for place, vectors in enumerate(honest(self, *arguments)):
             if place == 0:
                 vectors[0, 0] = np.nan
             yield vectors

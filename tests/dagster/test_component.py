@@ -82,11 +82,14 @@ def test_settings_reach_the_resource_and_templates_are_rendered(monkeypatch: pyt
     settings = {
         "model": "{{ env.FLETCHER_TEST_MODEL }}",
         "max_length": 128,
+        "engine": "openvino",
+        "batch_invariant": True,
         "longbow": {"data_address": "127.0.0.1:3000", "meta_address": "127.0.0.1:3001", "enabled": False},
     }
     with loaded({"source": REVIEWS}, fletcher=settings) as (component, defs):
         spec = spec_of(defs, "reviews_embeddings")
     assert component.fletcher.max_length == 128
+    assert (component.fletcher.engine, component.fletcher.batch_invariant) == ("openvino", True)
     assert component.fletcher.longbow is not None
     assert component.fletcher.longbow.data_address == "127.0.0.1:3000"
     assert not component.fletcher.longbow.enabled

@@ -7,8 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fletcher_core import Embedder
-from fletcher_core.engines import OpenVinoEngine
-from fletcher_core.engines.openvino import pad
+from fletcher_core.engines.openvino import OpenVinoEngine, pad
 from fletcher_core.engines.openvino_graph import encoder_graph
 from fletcher_core.errors import ConfigError
 from fletcher_core.models import ModelPackage, load_weights
@@ -138,7 +137,7 @@ def test_a_text_longer_than_the_token_budget_runs(minilm: Embedder) -> None:
 
 
 def test_unknown_precision_names_the_choices() -> None:
-    with pytest.raises(ConfigError, match="auto, bf16, fp32"):
+    with pytest.raises(ConfigError, match="auto, bf16, fp16, fp32"):
         Embedder.load(precision="int4")  # type: ignore[arg-type]
 
 

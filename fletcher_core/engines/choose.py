@@ -1,0 +1,65 @@
+"""Which engine runs a model here: the GPU through MLX where there is one, the CPU through OpenVINO elsewhere."""
+
+import logging
+from importlib.util import find_spec
+from typing import Any, Literal, get_args
+
+from fletcher_core.engines.engine import Engine
+from fletcher_core.errors import ConfigError, EngineError
+from fletcher_core.models import ModelPackage, Weights
+
+_LOG = logging.getLogger(__name__)
+
+EngineChoice = Literal["auto", "mlx", "openvino"]
+
+
+def has_gpu() -> bool:
+    """Whether MLX is installed and finds a GPU."""
+    if find_spec("mlx") is None:
+        return False
+    from fletcher_core.engines.mlx.device import gpu_dialect
+
+    return gpu_dialect() is not None
+
+
+def load_engine(
+    choice: EngineChoice,
+    package: ModelPackage,
+    weights: Weights,
+    *,
+    threads: int | None = None,
+    batch_invariant: bool = False,
+    **settings: Any,
+) -> Engine:
+    """The engine `choice`, with `package` loaded on its device.
+
+    Args:
+        choice: "auto" takes a GPU where there is one and it runs the model.
+        threads: of the CPU engine.
+        batch_invariant: of the GPU engine; the CPU engine always is.
+        settings: `normalize`, `dimension` and `precision`, as both engines take them.
+
+    Raises:
+        ConfigError: there is no such engine, or no GPU for "mlx".
+        EngineError: the device cannot run the model.
+    """
+    if choice not in get_args(EngineChoice):
+        raise ConfigError(f"engine is {choice!r}; choose one of {', '.join(get_args(EngineChoice))}")
+    if choice == "mlx" and not has_gpu():
+        raise ConfigError(
+            "engine is 'mlx' and MLX finds no GPU here: on NVIDIA install fletcher[cuda], on Apple Silicon use a "
+            "native (arm64) Python, or take engine='auto'"
+        )
+    # Each engine's library takes long to import, and only one is needed.
+    if choice == "mlx" or (choice == "auto" and has_gpu()):
+        from fletcher_core.engines.mlx.engine import MlxEngine
+
+        try:
+            return MlxEngine(package, weights, batch_invariant=batch_invariant, **settings)
+        except EngineError as error:
+            if choice == "mlx":
+                raise
+            _LOG.warning("the GPU engine does not start, the CPU engine takes over: %s", error)
+    from fletcher_core.engines.openvino import OpenVinoEngine
+
+    return OpenVinoEngine(package, weights, threads=threads, **settings)

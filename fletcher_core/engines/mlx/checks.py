@@ -1,0 +1,149 @@
+"""Every GPU kernel, and MLX's own matrix product, against NumPy: what `fletcher selftest` prints about the device.
+
+All of it on the thread that calls, which should be one that does nothing else with MLX.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+from fletcher_kernels import KERNELS
+from fletcher_kernels.build import launch
+from fletcher_kernels.kernel import Case, Dialect, Kernel
+from fletcher_kernels.selection import KernelSet, relative_error
+
+# Plain operations round to the type under test more often than a kernel does.
+PLAIN_SLACK = 3.0
+# (M, K, N) of the products; MLX issue 3585: silently wrong for M > 8.
+PRODUCTS = ((64, 384, 384), (1024, 1024, 1024))
+# Of the largest value. CUDA computes float32 products in TF32.
+_PRODUCT_TOLERANCE = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 5e-3}
+_REPEATS = 5
+_LONG_ENOUGH = 0.2  # seconds of one run that need no repetition
+
+
+@dataclass(frozen=True)
+class Check:
+    """One kernel on one case in one type, or one product.
+
+    `error` is the kernel's and `plain_error` the plain operations' largest difference from float64, `difference` that
+    between the two, all in units of the largest value; `seconds` the best of some runs; `problem` is empty if all is
+    well.
+    """
+
+    name: str
+    case: str
+    dtype: str
+    error: float
+    plain_error: float
+    difference: float
+    seconds: float
+    plain_seconds: float
+    problem: str
+
+
+def check_kernels(dialect: Dialect | None) -> Iterator[list[Check]]:
+    """The checks of each kernel and case, one a type; without a dialect of the plain operations alone."""
+    for kernel in KERNELS.values():
+        for case in kernel.cases(dialect or "metal"):
+            yield [check_kernel(kernel, case, dtype, dialect) for dtype in kernel.floats]
+
+
+def check_kernel(kernel: Kernel, case: Case, dtype: str, dialect: Dialect | None) -> Check:
+    """A failure to compile or to run is a problem of the check, not an error."""
+    arrays = _typed(case.arrays, dtype)
+    with np.errstate(all="ignore"):  # infinities among the inputs are meant
+        expected = kernel.reference([_wide(array) for array in arrays], case.static)
+    plain, plain_seconds, plain_problem = _timed(lambda: kernel.fallback(arrays, case.static))
+    outputs, seconds, problem = plain, plain_seconds, ""
+    if dialect is not None:
+        outputs, seconds, problem = _timed(lambda: launch(kernel, arrays, case.static, dialect))
+    error, plain_error = _worst(outputs, expected), _worst(plain, expected)
+    difference = _worst(
+        outputs, [np.where(np.isnan(e), np.nan, _wide(p)) for p, e in zip(plain, expected, strict=False)]
+    )
+    allowed = kernel.tolerance[dtype]
+    if plain_problem:
+        problem = f"plain operations failed: {plain_problem}"
+    elif not plain_error <= PLAIN_SLACK * allowed:
+        problem = f"plain operations are off by {plain_error:.1e}, {PLAIN_SLACK * allowed:.1e} is allowed"
+    elif dialect is not None and not problem and not error <= allowed:
+        problem = f"is off by {error:.1e}, {allowed:.1e} is allowed"
+    return Check(kernel.name, case.name, dtype, error, plain_error, difference, seconds, plain_seconds, problem)
+
+
+def check_products(sizes: tuple[tuple[int, int, int], ...]) -> Iterator[Check]:
+    """MLX's x @ weight^T + bias, as the encoder uses it, against NumPy."""
+    random = np.random.default_rng(0)
+    for m, k, n in sizes:
+        operands = (random.normal(size=n), random.normal(size=(m, k)), random.normal(size=(n, k)))
+        for dtype, allowed in _PRODUCT_TOLERANCE.items():
+            yield _check_product(f"{m} x {k} x {n}", _typed(operands, dtype), dtype, allowed)
+
+
+def _check_product(case: str, operands: list[mx.array], dtype: str, allowed: float) -> Check:
+    bias, x, weight = operands
+    outputs, seconds, problem = _timed(lambda: [mx.addmm(bias, x, weight.T)])
+    error = _worst(outputs, [_wide(x) @ _wide(weight).T + _wide(bias)])
+    if not problem and not error <= allowed:
+        problem = f"is off by {error:.1e}, {allowed:.1e} is allowed"
+    return Check("product", case, dtype, error, error, 0.0, seconds, seconds, problem)
+
+
+def replaced_kernels(dialect: Dialect, off: list[str]) -> dict[str, str]:
+    """Which kernels the engine would replace after its own check on these inputs, and why."""
+    kernels = KernelSet(dialect, off)
+    for kernel in KERNELS.values():
+        for case in kernel.cases(dialect):
+            for dtype in kernel.floats:
+                mx.eval(kernels.run(kernel.name, _typed(case.arrays, dtype), **case.static))
+    return kernels.replaced
+
+
+def device_lines() -> list[str]:
+    """What MLX says of the default device."""
+    info: dict[str, Any] = dict(mx.device_info())
+    return [f"{key}={value}" for key, value in sorted(info.items())]
+
+
+def _typed(arrays: Sequence[npt.NDArray[Any]], dtype: str) -> list[mx.array]:
+    """On the device, those of float64 in the type under test."""
+    return [
+        mx.array(array.astype(np.float32)).astype(getattr(mx, dtype)) if array.dtype == np.float64 else mx.array(array)
+        for array in arrays
+    ]
+
+
+def _wide(array: mx.array) -> npt.NDArray[Any]:
+    values = np.array(array.astype(mx.float32) if array.dtype == mx.bfloat16 else array)
+    return values.astype(np.float64) if values.dtype.kind == "f" else values
+
+
+def _worst(got: Sequence[mx.array], wanted: Sequence[npt.NDArray[Any]]) -> float:
+    """The largest relative error over all outputs; NaN without any."""
+    return max(
+        (relative_error(_wide(one), other) for one, other in zip(got, wanted, strict=False)), default=float("nan")
+    )
+
+
+def _timed(work: Callable[[], list[mx.array]]) -> tuple[list[mx.array], float, str]:
+    """What `work` makes, the seconds of its fastest run, and "" or why it failed."""
+    try:
+        outputs = work()
+        mx.eval(outputs)
+        best = float("inf")
+        for _ in range(_REPEATS):
+            started = time.perf_counter()
+            mx.eval(work())
+            seconds = time.perf_counter() - started
+            best = min(best, seconds)
+            if seconds > _LONG_ENOUGH:
+                break
+    except (RuntimeError, ValueError) as error:  # what MLX raises for a failed compilation or launch
+        lines = str(error).strip().splitlines()
+        return [], float("nan"), lines[0][:200] if lines else type(error).__name__
+    return outputs, best, ""

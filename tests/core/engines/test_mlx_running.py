@@ -1,0 +1,272 @@
+"""The GPU engine while it works: memory that runs out, callers that leave, time that is up."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from fletcher_core import Embedder
+from fletcher_core.admission import Admission
+from fletcher_core.engines.mlx import engine as mlx_engine
+from fletcher_core.engines.mlx.batch import FilledBatch
+from fletcher_core.engines.mlx.engine import MlxEngine
+from fletcher_core.errors import DeadlineExceeded, EngineError, RunCancelled
+from fletcher_core.models import ModelPackage, load_weights
+from fletcher_core.stop import Stop
+from fletcher_core.token_budget import TokenBudget
+from fletcher_core.tokens import TokenBatch, cumulative
+
+NO_ROOM = "[malloc] Unable to allocate 123456789 bytes."
+BUCKETS = (64, 128, 256)
+
+
+def batch_of(*lengths: int) -> TokenBatch:
+    ids = np.random.default_rng(0).integers(0, 1000, sum(lengths)).astype(np.int32)
+    return TokenBatch(ids, cumulative(np.array(lengths)))
+
+
+BATCH = batch_of(*([16] * 16))
+
+
+@pytest.fixture(scope="module")
+def loaded(golden: Path) -> MlxEngine:
+    """On MLX's CPU backend, with words for the tokens of a real vocabulary."""
+    package = ModelPackage.read(golden / "bert_tiny")
+    weights = load_weights(package.folder, package.architecture)
+    package = replace(package, architecture=replace(package.architecture, vocab_size=30522), max_length=32)
+    weights = replace(weights, words=np.resize(weights.words, (30522, 128)))
+    return MlxEngine(package, weights, normalize=True, dimension=128, precision="fp32", on_cpu=True)
+
+
+@pytest.fixture
+def engine(loaded: MlxEngine, monkeypatch: pytest.MonkeyPatch) -> MlxEngine:
+    """As after loading on a device that takes 256 tokens at a time."""
+    monkeypatch.setattr(loaded, "buckets", BUCKETS)
+    monkeypatch.setattr(loaded, "budget", TokenBudget(BUCKETS, start_tokens=256))
+    monkeypatch.setattr(loaded, "_admission", Admission(loaded.memory, 1.0))
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def expected(loaded: MlxEngine) -> np.ndarray:
+    return np.concatenate(list(loaded.run(BATCH.take(np.array([n])) for n in range(16))))
+
+
+@pytest.fixture
+def sent(engine: MlxEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of each batch that goes to the device."""
+    tokens: list[int] = []
+    submit = engine._submit
+
+    def counted(batch: FilledBatch, stop: Stop) -> mx.array:
+        tokens.append(batch.tokens)
+        return submit(batch, stop)
+
+    monkeypatch.setattr(engine, "_submit", counted)
+    return tokens
+
+
+def assert_usable(engine: MlxEngine, expected: np.ndarray) -> None:
+    assert not engine._flying
+    (vectors,) = engine.run([BATCH])
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+
+
+def test_engine_survives_a_consumer_that_stops_early(engine: MlxEngine, expected: np.ndarray) -> None:
+    """Peers' defect 1: after an abandoned or failed run the next request must succeed."""
+    run = engine.run([BATCH] * 8)
+    next(run)
+    run.close()  # type: ignore[attr-defined]
+    assert_usable(engine, expected)
+
+    def failing() -> Iterator[TokenBatch]:
+        yield BATCH
+        raise ValueError("tokenizer failed")
+
+    with pytest.raises(ValueError, match="tokenizer failed"):
+        list(engine.run(failing()))
+    assert_usable(engine, expected)
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, engine: MlxEngine, most: int, times: int = 1_000_000) -> list[int]:
+    """The device refuses memory for batches of more than `most` tokens when they are sent, so many times."""
+    refused: list[int] = []
+    submit = engine._submit
+
+    def limited(batch: FilledBatch, stop: Stop) -> mx.array:
+        if batch.tokens > most and len(refused) < times:
+            refused.append(batch.tokens)
+            raise RuntimeError(NO_ROOM)
+        return submit(batch, stop)
+
+    monkeypatch.setattr(engine, "_submit", limited)
+    return refused
+
+
+@pytest.mark.parametrize(("most", "times", "refused"), [(0, 1, [64]), (64, 99, [256, 128, 128]), (128, 99, [256])])
+def test_a_batch_without_memory_runs_in_halves(
+    engine: MlxEngine, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch, most: int, times: int, refused: list[int]
+) -> None:
+    seen = refuse(monkeypatch, engine, most, times)
+    first, second, third = engine.run([BATCH.take(np.arange(4)), BATCH, batch_of(3)])
+    assert seen == refused
+    assert engine.budget.current <= max(most, 64)
+    np.testing.assert_allclose(first, expected[:4], atol=1e-5)
+    np.testing.assert_allclose(second, expected, atol=1e-5)
+    assert third.shape == (1, 128)
+    assert_usable(engine, expected)
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_memory_that_runs_out_while_the_device_computes_costs_no_vector(
+    engine: MlxEngine, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    wait = mx.eval
+    failures: list[int] = []
+
+    def failing(*arrays: Any) -> None:
+        if len(arrays) == 1 and getattr(arrays[0], "shape", None) == (16, 128):
+            failures.append(1)
+            raise RuntimeError(NO_ROOM)
+        wait(*arrays)
+
+    monkeypatch.setattr(mlx_engine.mx, "eval", failing)
+    small = BATCH.take(np.arange(4))
+    results = list(engine.run([*[small] * before, BATCH, small, small, small]))
+    assert failures
+    np.testing.assert_allclose(results[before], expected, atol=1e-5)
+    for each in (*results[:before], *results[before + 1 :]):
+        np.testing.assert_allclose(each, expected[:4], atol=1e-5)
+    assert engine.budget.current <= 128
+    assert not engine._flying
+
+
+def test_one_text_that_the_device_has_no_memory_for_is_an_error_with_its_size(
+    engine: MlxEngine, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        refuse(patch, engine, 0)
+        with pytest.raises(EngineError, match=r"MLX failed on .* 1 texts of 64 tokens: \[malloc\] Unable"):
+            list(engine.run([batch_of(30)]))
+    assert_usable(engine, expected)
+
+
+def test_any_other_failure_names_the_device_and_leaves_the_engine_usable(
+    engine: MlxEngine, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def submit(_: FilledBatch, __: Stop) -> mx.array:
+        raise RuntimeError("[METAL] Command buffer execution failed: Caused GPU Timeout Error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_submit", submit)
+        with pytest.raises(EngineError, match=f"MLX failed on {engine.device} with 16 texts.*GPU Timeout"):
+            list(engine.run([BATCH, BATCH]))
+    assert_usable(engine, expected)
+
+
+@dataclass
+class FakeMemory:
+    """A device with room for `limit` tokens at one byte each, as far as admission is concerned."""
+
+    limit: int
+
+    def active(self) -> int:
+        return 0
+
+    def peak(self) -> int:
+        return 0
+
+    def reset_peak(self) -> None:
+        pass
+
+    def release_cache(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("limit", [150, 300, 600])
+def test_batches_wait_for_room_on_the_device(
+    engine: MlxEngine, expected: np.ndarray, sent: list[int], monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(engine, "_admission", Admission(FakeMemory(limit), 1.0))
+    in_flight: list[int] = []
+    submit = engine._submit
+
+    def watched(batch: FilledBatch, stop: Stop) -> mx.array:
+        in_flight.append(batch.tokens + sum(flight.batch.tokens for flight in engine._flying))
+        return submit(batch, stop)
+
+    monkeypatch.setattr(engine, "_submit", watched)
+    batches = [BATCH.take(np.arange(start, start + 4)) for start in range(0, 16, 4)] * 3
+    np.testing.assert_allclose(np.concatenate(list(engine.run(batches))), np.tile(expected, (3, 1)), atol=1e-5)
+    assert set(sent) == {64}
+    assert max(in_flight) <= limit
+
+
+def test_a_batch_that_cannot_fit_is_split_before_it_is_sent(
+    engine: MlxEngine, expected: np.ndarray, sent: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_admission", Admission(FakeMemory(150), 1.0))
+    for vectors in engine.run([BATCH] * 3):
+        np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    assert set(sent) == {128}
+    assert engine.budget.current <= 128
+    monkeypatch.setattr(engine, "_admission", Admission(FakeMemory(1), 1.0))
+    sent.clear()
+    (vectors,) = engine.run([batch_of(100)])  # one text is not divisible: the device decides
+    assert vectors.shape == (1, 128)
+    assert sent == [128]
+
+
+def test_cancelling_stops_the_stream_at_once(engine: MlxEngine, expected: np.ndarray, sent: list[int]) -> None:
+    cancelled = threading.Event()
+
+    def batches() -> Iterator[TokenBatch]:
+        for number in range(1000):
+            if number == 6:
+                cancelled.set()
+            yield BATCH
+
+    with pytest.raises(RunCancelled):
+        list(engine.run(batches(), Stop(cancelled)))
+    assert len(sent) <= 9
+    assert_usable(engine, expected)
+
+
+def test_cancelling_stops_between_two_pieces_of_a_batch(
+    engine: MlxEngine, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancelled = threading.Event()
+    steps = engine._encoder.steps
+    taken: list[int] = []
+
+    def watched(batch: Any) -> Iterator[mx.array]:
+        for number, x in enumerate(steps(batch)):
+            taken.append(number)
+            if number == 1:
+                cancelled.set()
+            yield x
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_tokens_per_second", 1.0)  # a layer is a piece
+        patch.setattr(engine._encoder, "steps", watched)
+        with pytest.raises(RunCancelled):
+            list(engine.run([BATCH], Stop(cancelled)))
+    assert max(taken) < engine._package.architecture.layers
+    assert_usable(engine, expected)
+
+
+def test_a_deadline_ends_a_call_and_the_next_one_works(engine: MlxEngine, minilm: Embedder) -> None:
+    embedder = Embedder(
+        engine._package, engine, minilm.encoder, minilm.encoder, replace(minilm.card, dimension=128), True
+    )
+    with pytest.raises(DeadlineExceeded, match="allow more time, or send fewer"):
+        embedder.embed(["some words to be embedded"] * 20_000, timeout=0.3)
+    texts = ["one", "two words", "three little words"]
+    vectors = embedder.embed(texts, timeout=60)
+    np.testing.assert_allclose(vectors[1], embedder.embed(texts[1:2])[0], atol=1e-5)
+    np.testing.assert_allclose(vectors[2], embedder.embed_query(texts[2]), atol=1e-5)
