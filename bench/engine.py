@@ -20,7 +20,6 @@ from sentence_transformers import SentenceTransformer
 from texts import mixed_texts
 
 from fletcher_core import Embedder
-from fletcher_core.batching import plan_batches
 from fletcher_core.engines.openvino import available_cores, pad
 from fletcher_core.models import resolve_model
 from fletcher_core.tokens import TokenBatch
@@ -85,7 +84,7 @@ def report(
 
 def run_engine(embedder: Embedder, sequences: TokenBatch) -> np.ndarray:
     engine = embedder.engine
-    plan = plan_batches(sequences.lengths, engine.token_budget, engine.length_multiple)
+    plan = engine.plan(sequences.lengths)
     vectors = np.empty((len(sequences), engine.dimension), np.float32)
     for rows, result in zip(plan, engine.run(sequences.take(rows) for rows in plan), strict=True):
         vectors[rows] = result

@@ -18,7 +18,6 @@ import pyarrow as pa
 from texts import mixed_texts
 
 from fletcher_core import Embedder
-from fletcher_core.batching import plan_batches
 from fletcher_core.longbow.client import LongbowClient, LongbowSettings
 from fletcher_core.longbow.embedded import ensure_embedded, stop_embedded
 from fletcher_core.pipeline import materialize
@@ -66,7 +65,7 @@ def build_table(path: Path, texts: list[str]) -> DuckDBTable:
 
 def engine_seconds(embedder: Embedder, texts: list[str]) -> float:
     sequences = embedder.encoder.encode(texts).sequences
-    plan = plan_batches(sequences.lengths, embedder.engine.token_budget, embedder.engine.length_multiple)
+    plan = embedder.engine.plan(sequences.lengths)
     start = time.perf_counter()
     for _ in embedder.engine.run(sequences.take(rows) for rows in plan):
         pass

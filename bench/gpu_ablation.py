@@ -1,0 +1,123 @@
+"""What each kernel of ours buys: the encoder's GPU time with each one replaced by plain MLX operations in turn.
+
+    python bench/gpu_ablation.py [--tokens 65536]
+
+Also prints, for each kernel, the bytes that it must move and the share of the measured copy bandwidth that it reaches.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import mlx.core as mx
+import numpy as np
+from fletcher_kernels import KERNELS
+from fletcher_kernels.attention import TILE_ROWS
+from fletcher_kernels.selection import FUSED, KernelSet
+from gpu_proof import MINILM, NOMIC, random_weights
+
+from fletcher_core.engines.mlx.batch import DeviceBatch, FilledBatch
+from fletcher_core.engines.mlx.device import device_name, gpu_dialect
+from fletcher_core.engines.mlx.encoder import Encoder
+from fletcher_core.models import Architecture, Weights
+from fletcher_core.tokens import TokenBatch, cumulative
+
+BERT_TINY = Architecture("bert", 30522, 128, 2, 2, 512, "gelu", 512, 2, 1e-12)
+SHAPES = {"bert-tiny": BERT_TINY, "minilm": MINILM, "nomic": NOMIC}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=65536)
+    options = parser.parse_args()
+    dialect = gpu_dialect()
+    assert dialect is not None, "MLX finds no GPU here"
+    copy = copy_bandwidth()
+    print(f"{device_name(dialect)}: copy {copy / 1e9:.0f} GB/s (read + write); {options.tokens} tokens a batch, bf16")
+    batch = mixed_batch(options.tokens, TILE_ROWS[dialect])
+    for name, a in SHAPES.items():
+        weights = random_weights(a)
+        base = forward_seconds(a, weights, KernelSet(dialect), batch)
+        flops = options.tokens * a.flops_per_token()
+        rate = f"{options.tokens / base / 1e6:.2f} M tokens/s, {flops / base / 1e12:.0f} TFLOP/s"
+        print(f"{name:10} all kernels      {base * 1e3:7.2f} ms  {rate}", flush=True)
+        for off in (*KERNELS, FUSED):
+            if (off == "rope" or off == "swiglu") and not a.gated:
+                continue
+            # The fused product leaves `swiglu` nothing to do.
+            left_out = (off, FUSED) if off == "swiglu" else (off,)
+            seconds = forward_seconds(a, weights, KernelSet(dialect, left_out), batch)
+            without = " + ".join(left_out)
+            print(f"{name:10} without {without:17} {seconds * 1e3:7.2f} ms  {seconds / base:.2f}x", flush=True)
+        for kernel, (seconds, moved) in kernel_times(a, KernelSet(dialect), batch).items():
+            print(f"{name:10} {kernel:10} {seconds * 1e6:8.1f} us {moved / seconds / copy:6.0%} of copy", flush=True)
+
+
+def mixed_batch(tokens: int, tile_rows: int) -> DeviceBatch:
+    """Lengths like those of real text, mean 76."""
+    random = np.random.default_rng(0)
+    lengths = np.clip(random.lognormal(np.log(60), 0.75, tokens).astype(np.int64), 4, 256)
+    lengths = lengths[: int(np.searchsorted(np.cumsum(lengths), tokens, side="right"))]
+    ids = random.integers(5, 30000, int(lengths.sum())).astype(np.int32)
+    return DeviceBatch.upload(FilledBatch.fill(TokenBatch(ids, cumulative(lengths)), tokens, tile_rows))
+
+
+def forward_seconds(a: Architecture, weights: Weights, kernels: KernelSet, batch: DeviceBatch) -> float:
+    encoder = Encoder(a, weights, mx.bfloat16, kernels, pooling="mean", normalize=True, dimension=a.hidden_size)
+
+    def forward() -> mx.array:
+        *_, x = encoder.steps(batch)
+        return encoder.pool(x, batch)
+
+    return seconds_each(forward, 4)
+
+
+def kernel_times(a: Architecture, kernels: KernelSet, batch: DeviceBatch) -> dict[str, tuple[float, int]]:
+    """Seconds of one launch, and the bytes that it must read and write at least."""
+    tokens, h, i = batch.ids.shape[0], a.hidden_size, a.intermediate_size
+    x, y, qkv = (mx.random.normal((tokens, width)).astype(mx.bfloat16) for width in (h, h, 3 * h))
+    row, params = mx.ones(h, mx.bfloat16), mx.full((8,), 1e-12)
+    mx.eval(x, y, qkv, row, params)
+    runs: dict[str, tuple[Callable[[], list[mx.array]], int]] = {
+        "add_norm": (lambda: kernels.run("add_norm", [x, y, row, row, row, params], has_bias=True), 3 * x.nbytes),
+        "attention": (
+            lambda: kernels.run("attention", [qkv, qkv, batch.tiles], heads=a.heads),
+            qkv.nbytes + x.nbytes,
+        ),
+        "pool": (
+            lambda: kernels.run(
+                "pool", [x, batch.cu_seqlens], sequences=batch.sequences, dimension=h, pooling=0, normalize=True
+            ),
+            x.nbytes + 4 * batch.sequences * h,
+        ),
+    }
+    if a.gated:
+        gate_up = mx.random.normal((tokens, 2 * i)).astype(mx.bfloat16)
+        table = mx.ones((2048, a.head_dim // 2))
+        positions = mx.zeros(tokens, mx.int32)
+        mx.eval(gate_up, table, positions)
+        runs["swiglu"] = lambda: kernels.run("swiglu", [gate_up]), gate_up.nbytes * 3 // 2
+        runs["rope"] = lambda: kernels.run("rope", [qkv, positions, table, table], heads=a.heads), 4 * x.nbytes
+    return {name: (seconds_each(run, 20), moved) for name, (run, moved) in runs.items()}
+
+
+def seconds_each(run: Callable[[], object], count: int, rounds: int = 3) -> float:
+    """Best of some rounds, each of several runs queued at once."""
+    mx.eval(run())
+    best = float("inf")
+    for _ in range(rounds):
+        started = time.perf_counter()
+        mx.eval([run() for _ in range(count)])
+        best = min(best, (time.perf_counter() - started) / count)
+    return best
+
+
+def copy_bandwidth() -> float:
+    """Bytes read and written a second by a copy of 1 GiB."""
+    x = mx.random.normal((2**28,))
+    mx.eval(x)
+    return 2 * x.nbytes / seconds_each(lambda: x + 1.0, 5)
+
+
+if __name__ == "__main__":
+    main()
