@@ -160,7 +160,6 @@ class MlxEngine:
             self.device = device_name(dialect)
             self.memory = MlxMemory(dialect)
             self.kernels = KernelSet(dialect, off)
-            self._upload_stream = mx.new_stream(mx.gpu) if dialect == "cuda" else None
             # Query tiles of the fallback have no meaning to it: it only needs to know the sequences.
             self._tile_rows = TILE_ROWS[dialect or "metal"]
             for name in ("fp16", "bf16") if precision == "auto" else (precision,):
@@ -244,7 +243,7 @@ class MlxEngine:
     def _submit(self, batch: FilledBatch, stop: Stop) -> mx.array:
         """Queue the batch on the device, at most two pieces of about `PIECE_SECONDS` ahead of it."""
         stop.check()
-        uploaded = DeviceBatch.upload(batch, self._upload_stream)
+        uploaded = DeviceBatch.upload(batch)
         layers = self._package.architecture.layers
         expected = batch.tokens / self._tokens_per_second if self._tokens_per_second else 0.0
         pieces = max(1, min(layers, round(expected / PIECE_SECONDS)))
