@@ -14,6 +14,7 @@ from fletcher_kernels.registry import KERNELS
 
 # The product with its activation: CUDA only, with weights of its own layout, so it has no `Kernel` of the dialect.
 FUSED = "gemm_act"
+KERNEL_NAMES = (*KERNELS, FUSED)
 _LOG = logging.getLogger(__name__)
 
 # Real weights are less well behaved than the test cases that the tolerances are for.
@@ -32,9 +33,8 @@ class KernelSet:
     """
 
     def __init__(self, dialect: Dialect | None, off: Collection[str] = ()):
-        unknown = sorted(set(off) - {*KERNELS, FUSED})
-        if unknown:
-            raise ValueError(f"there are no kernels {', '.join(unknown)}; known are {', '.join((*KERNELS, FUSED))}")
+        if unknown := sorted(set(off) - set(KERNEL_NAMES)):
+            raise ValueError(f"there are no kernels {', '.join(unknown)}; known are {', '.join(KERNEL_NAMES)}")
         self.dialect = dialect
         self.replaced: dict[str, str] = dict.fromkeys(off, "switched off")
         self._checked: set[tuple[Any, ...]] = set()

@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 from fletcher_kernels.attention import TILE_ROWS
-from fletcher_kernels.selection import KernelSet
+from fletcher_kernels.selection import KERNEL_NAMES, KernelSet
 
 from fletcher_core.admission import Admission, Verdict
 from fletcher_core.batching import plan_buckets
@@ -76,7 +76,7 @@ class MlxEngine:
     Attributes: `kernels` (which run and which are replaced), `budget`, `buckets`.
 
     Raises:
-        ConfigError: unknown precision.
+        ConfigError: unknown precision, or an unknown kernel in FLETCHER_KERNELS_OFF.
         EngineError: MLX cannot run the model on this device.
     """
 
@@ -156,6 +156,8 @@ class MlxEngine:
         if dialect is None:
             mx.set_default_device(mx.cpu)
         off = [name for name in os.environ.get(_KERNELS_OFF, "").split(",") if name]
+        if unknown := sorted(set(off) - set(KERNEL_NAMES)):
+            raise ConfigError(f"{_KERNELS_OFF} names {', '.join(unknown)}; the kernels are {', '.join(KERNEL_NAMES)}")
         try:
             self.device = device_name(dialect)
             self.memory = MlxMemory(dialect)
