@@ -198,7 +198,7 @@ class Embedder:
             raise InputError(f"the query {encoded.invalid[0].reason}")
         with self._turn:
             (vectors,) = self.engine.run([encoded.sequences])
-        return vectors[0]
+        return vectors[0].copy()  # not a view of the device's own memory
 
     def embed_arrow(self, texts: "pa.Array | pa.ChunkedArray") -> pa.FixedSizeListArray:
         """Vectors of an Arrow array of strings or of UTF-8 bytes, chunked or not; a null text has a null vector.

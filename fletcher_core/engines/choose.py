@@ -17,8 +17,11 @@ def has_gpu() -> bool:
     """Whether MLX is installed and finds a GPU."""
     if find_spec("mlx") is None:
         return False
-    from fletcher_core.engines.mlx.device import gpu_dialect
-
+    try:
+        from fletcher_core.engines.mlx.device import gpu_dialect
+    except ImportError as error:  # on Linux MLX comes in two packages, and the one with the device may be missing
+        _LOG.info("MLX is installed and cannot be loaded: %s", error)
+        return False
     return gpu_dialect() is not None
 
 

@@ -1,6 +1,7 @@
 """The GPU engine's numbers, on MLX's CPU backend: plain operations in place of the kernels, so right but slow."""
 
 import gc
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from fletcher_core import Embedder
 from fletcher_core.engines import load_engine
+from fletcher_core.engines.choose import has_gpu
 from fletcher_core.engines.mlx import engine as mlx_engine
 from fletcher_core.engines.mlx.batch import FilledBatch
 from fletcher_core.engines.mlx.engine import MlxEngine
@@ -245,3 +247,9 @@ def test_an_engine_that_cannot_be_had_says_how_to_get_one(monkeypatch: pytest.Mo
 def test_unknown_precision_names_the_choices(golden: Path) -> None:
     with pytest.raises(ConfigError, match="precision is 'int4'; choose one of auto, bf16, fp16, fp32"):
         make(golden / "bert_tiny", "int4")
+
+
+def test_an_mlx_that_cannot_be_loaded_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Linux `pip install mlx` alone has no library of a device."""
+    monkeypatch.setitem(sys.modules, "fletcher_core.engines.mlx.device", None)
+    assert not has_gpu()
