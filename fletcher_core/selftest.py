@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from fletcher_core.embedder import Embedder
+from fletcher_core.engines import choose
 from fletcher_core.engines.choose import has_gpu
 from fletcher_core.errors import ConfigError, FletcherError
 from fletcher_core.tokens import TokenBatch, cumulative
@@ -132,7 +133,10 @@ def _check_gpu(report: Report) -> None:
 
     # MLX's streams belong to a thread. The engine makes one of its own when this one has ended.
     with ThreadPoolExecutor(1, thread_name_prefix="fletcher-selftest") as thread:
-        check_device(report, thread, gpu_dialect())
+        try:
+            check_device(report, thread, gpu_dialect())
+        except (RuntimeError, ValueError) as error:  # after a fault of the GPU everything that MLX does raises
+            report.fail(f"the device gave up: {str(error).strip()[:90]}")
 
 
 def check_device(report: Report, thread: ThreadPoolExecutor, dialect: Any) -> None:
@@ -201,6 +205,8 @@ def _check_model(report: Report, model: str, quick: bool) -> None:
         loading = time.perf_counter() - started
         report.fact("model", f"{embedder.card.name}, loaded in {loading:.1f} s")
         report.fact("engine", f"{engine.name} {engine.precision} on {engine.device}")
+        if choose.has_gpu() and engine.name == "openvino":
+            report.fail("the GPU engine does not start; the log above says why")
         for name, reason in getattr(getattr(engine, "kernels", None), "replaced", {}).items():
             # Who switched a kernel off knows it.
             tell = report.line if reason == "switched off" else report.fail

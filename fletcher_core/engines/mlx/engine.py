@@ -6,6 +6,7 @@ while the host prepares the next and copies the last one out. Work goes up in pi
 
 import logging
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -42,6 +43,8 @@ BATCH_SECONDS = 0.040
 # The one shape of the batch-invariant mode, in tokens.
 INVARIANT_TOKENS = 4096
 _LARGEST_BUCKET = {"metal": 32768, "cuda": 131072, None: 1024}
+# A wait this long was for the device, not for Python.
+_BLOCKED_SECONDS = 1e-4
 # Tests and ablations leave kernels out by name, with commas.
 _KERNELS_OFF = "FLETCHER_KERNELS_OFF"
 
@@ -56,6 +59,7 @@ class _Flight:
     batch: FilledBatch
     vectors: mx.array
     started: float
+    alone: bool  # nothing else was on the device when it went up
     failure: Exception | None = None  # found while another batch waited for room
 
 
@@ -103,8 +107,9 @@ class MlxEngine:
         # MLX's streams belong to the thread that made them: all of MLX happens on this one.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fletcher-gpu")
         self._flying: deque[_Flight] = deque()
-        self._last_done = 0.0
+        self._last_done: float | None = None  # when the device ended its last batch, if that is known
         self._tokens_per_second = 0.0
+        self._ident = self._thread.submit(threading.get_ident).result()
         self._call(self._load, weights, precision)
 
     def plan(self, lengths: npt.NDArray[np.integer]) -> list[Int64]:
@@ -147,6 +152,8 @@ class MlxEngine:
         self._thread.shutdown()
 
     def _call(self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        if threading.get_ident() == self._ident:  # an abandoned iterator that is collected on the engine's thread
+            return work(*args, **kwargs)
         return self._thread.submit(work, *args, **kwargs).result()
 
     # From here on everything runs on the engine's thread.
@@ -161,11 +168,12 @@ class MlxEngine:
         try:
             self.device = device_name(dialect)
             self.memory = MlxMemory(dialect)
-            self.kernels = KernelSet(dialect, off)
             # Query tiles of the fallback have no meaning to it: it only needs to know the sequences.
             self._tile_rows = TILE_ROWS[dialect or "metal"]
             for name in ("fp16", "bf16") if precision == "auto" else (precision,):
                 self.precision = name
+                # Anew for each: what overflows float16 must not be held against a kernel in bfloat16.
+                self.kernels = KernelSet(dialect, off)
                 self._encoder = Encoder(
                     self._package.architecture,
                     weights,
@@ -238,7 +246,7 @@ class MlxEngine:
             vectors = self._submit(batch, stop)
         except (RuntimeError, ValueError) as error:
             return self._recover(batch, error, stop)
-        flight = _Flight(batch, vectors, started)
+        flight = _Flight(batch, vectors, started, alone=not self._flying)
         self._flying.append(flight)
         return [flight]
 
@@ -283,13 +291,25 @@ class MlxEngine:
         flying = flight in self._flying
         if flying:
             self._flying.remove(flight)
+        waiting = time.perf_counter()
         mx.eval(flight.vectors)
         if flying:
-            done = time.perf_counter()
-            seconds = done - max(flight.started, self._last_done)
-            self._last_done = done
-            self.budget.observe(flight.batch.tokens, seconds)
-            self._tokens_per_second += 0.1 * (flight.batch.tokens / max(seconds, 1e-6) - self._tokens_per_second)
+            self._time(flight, waiting, time.perf_counter())
+
+    def _time(self, flight: _Flight, waiting: float, done: float) -> None:
+        """Learn from a batch whose beginning and end on the device are known.
+
+        What was done before anybody waited for it ended nobody knows when: the host was the slower one.
+        """
+        began = flight.started if flight.alone else self._last_done
+        ended_now = done - waiting > _BLOCKED_SECONDS
+        self._last_done = done if ended_now else None
+        if not ended_now or began is None:
+            return
+        seconds = done - max(flight.started, began)
+        self.budget.observe(flight.batch.tokens, seconds)
+        if 2 * flight.batch.tokens >= self.budget.current:  # small batches say little of the rate
+            self._tokens_per_second += 0.1 * (flight.batch.tokens / seconds - self._tokens_per_second)
 
     def _recover(self, batch: FilledBatch, error: Exception, stop: Stop) -> list[_Flight]:
         """Run a batch again in halves if the device had no memory for it; any other failure is the caller's."""
@@ -321,7 +341,7 @@ class MlxEngine:
         while self._flying:
             try:
                 mx.eval(self._flying.popleft().vectors)
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:
                 _LOG.warning("work that nobody waits for any more failed on %s: %s", self.device, error)
 
 

@@ -1,6 +1,7 @@
 """The GPU engine while it works: memory that runs out, callers that leave, time that is up."""
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -270,3 +271,20 @@ def test_a_deadline_ends_a_call_and_the_next_one_works(engine: MlxEngine, minilm
     vectors = embedder.embed(texts, timeout=60)
     np.testing.assert_allclose(vectors[1], embedder.embed(texts[1:2])[0], atol=1e-5)
     np.testing.assert_allclose(vectors[2], embedder.embed_query(texts[2]), atol=1e-5)
+
+
+def test_a_slow_host_is_not_taken_for_a_slow_device(engine: MlxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was ready before anybody asked for it says nothing of the device's speed."""
+    batch = TokenBatch(np.full(60, 7, np.int32), cumulative(np.array([30, 30])))
+    list(engine.run([batch]))
+    observed: list[float] = []
+    monkeypatch.setattr(engine.budget, "observe", lambda _, seconds: observed.append(seconds))
+
+    def slow() -> Iterator[TokenBatch]:
+        for _ in range(8):
+            time.sleep(0.3)
+            yield batch
+
+    for _ in engine.run(slow()):
+        time.sleep(0.3)
+    assert all(seconds < 0.3 for seconds in observed)
