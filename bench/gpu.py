@@ -1,7 +1,7 @@
 """The GPU engine against PyTorch and sentence-transformers: same weights, same texts, one machine, one run.
 
     python bench/gpu.py --prepare .gpu        # once, anywhere: texts and tokenizer, to carry along
-    python bench/gpu.py --tokenizer .gpu --json gpu.json [--shapes minilm,nomic] [--only ours,packed] [--ablation a,b]
+    python bench/gpu.py --tokenizer .gpu --json gpu.json [--shapes minilm,nomic] [--only ours,packed]
 
 Fletcher and PyTorch run one after the other, each in a process of its own. Work is ordered by weight: what does not fit
 `--seconds-budget` is skipped and said to be. A failure is printed, and the rest goes on.
@@ -31,7 +31,7 @@ from gpu_models import (
     write_model,
     write_tokens,
 )
-from gpu_report import ablation_table, report, slug
+from gpu_report import report, slug
 
 from fletcher_core.models import resolve_model
 
@@ -40,7 +40,6 @@ PEERS = ("reference", "packed", "padded", "st", "fixed", "eager", "autotune", "t
 FIXED_SHAPES = ("nomic", "minilm")
 FIXED_BATCH = 65536  # tokens; counts are a multiple of it, so that static shapes stay static
 KEPT = 4096
-OFF = "FLETCHER_KERNELS_OFF"
 
 
 def main() -> None:
@@ -61,12 +60,9 @@ def main() -> None:
     # Fletcher first, within half of the time; the peers have the rest.
     half = (time.time() + deadline) / 2
     launch(options, "fletcher", todo(options, "fletcher"), half)
-    for off in ablations(options):
-        launch(options, "fletcher", [["engine", shape] for shape in options.shapes], half, off)
     launch(options, "torch", todo(options, "torch"), deadline)
     states = {path.stem: json.loads(path.read_text()) for path in sorted(options.folder.glob("*.json"))}
     summary = report(states, options)
-    summary["ablation"] = ablation_table(states, options) if options.ablation else {}
     for name, state in states.items():
         for kind in ("failed", "skipped"):
             for key, reason in state[kind].items():
@@ -84,7 +80,6 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--texts", type=int, default=40000)
     parser.add_argument("--seconds-budget", type=float, default=450)
-    parser.add_argument("--ablation", type=names, default=[], help=f"kernels to turn off one by one, through {OFF}")
     parser.add_argument("--tokenizer", type=Path, help="folder with tokenizer.json and, if prepared, the texts")
     parser.add_argument("--prepare", type=Path, help="write the texts and the tokenizer to this folder, and end")
     parser.add_argument("--engine", default="mlx")
@@ -158,31 +153,17 @@ def todo(options: argparse.Namespace, child: str) -> list[list[str]]:
     return work
 
 
-def ablations(options: argparse.Namespace) -> list[str]:
-    """Values for the environment variable: nothing off for the baseline, each kernel by itself, all of them."""
-    if not options.ablation:
-        return []
-    together = [",".join(options.ablation)] if len(options.ablation) > 1 else []
-    return ["", *options.ablation, *together]
-
-
-def launch(
-    options: argparse.Namespace, child: str, work: list[list[str]], deadline: float, off: str | None = None
-) -> None:
+def launch(options: argparse.Namespace, child: str, work: list[list[str]], deadline: float) -> None:
     """Run a child, again while a crash leaves work that it had not begun; its words go to a log."""
-    name = child if off is None else f"off-{off or 'none'}".replace(",", "+")
-    state, log = options.folder / f"{name}.json", options.folder / f"{name}.log"
+    state, log = options.folder / f"{child}.json", options.folder / f"{child}.log"
     command = [sys.executable, __file__, *same_arguments(options), "--child", child, "--state", str(state)]
     command += ["--todo", json.dumps(work), "--deadline", str(deadline)]
-    environment = os.environ | ({} if off is None else {OFF: off})
     started = time.time()
     with log.open("w") as output:
         begun = -1
         while (reached := begun_pieces(state)) > begun:  # a child that dies before its first piece would do so again
             begun = reached
-            process = subprocess.Popen(
-                command, stdout=output, stderr=output, env=environment, start_new_session=True, cwd=Path.cwd()
-            )
+            process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, cwd=Path.cwd())
             try:
                 if process.wait(max(5.0, deadline + 15 - time.time())) == 0:
                     break
@@ -191,10 +172,10 @@ def launch(
                     os.killpg(process.pid, signal.SIGKILL)  # its own group: the child and its compilers
                 process.wait()
                 break
-            print(f"{name} died with code {process.returncode}; the end of its log:")
+            print(f"{child} died with code {process.returncode}; the end of its log:")
             print("\n".join(log.read_text(errors="replace").splitlines()[-12:]), flush=True)
     note_unfinished(state, work)
-    print(f"{name}: {time.time() - started:.0f} s, log in {log}", flush=True)
+    print(f"{child}: {time.time() - started:.0f} s, log in {log}", flush=True)
 
 
 def note_unfinished(path: Path, work: list[list[str]]) -> None:

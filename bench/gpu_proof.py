@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import mlx.core as mx
 import numpy as np
 from fletcher_kernels import KERNELS
 from fletcher_kernels.build import launch
-from fletcher_kernels.kernel import Case, Dialect, Kernel
+from fletcher_kernels.kernel import Case, Dialect, Kernel, float64, on_device
 from fletcher_kernels.selection import relative_error
 
 from fletcher_core.engines.mlx.device import device_name, gpu_dialect
@@ -68,19 +67,12 @@ def kernels(dialect: Dialect) -> Iterator[Line]:
 
 
 def kernel_error(kernel: Kernel, case: Case, kind: str, dialect: Dialect) -> float:
-    typed = [a.astype(getattr(ml_dtypes, kind, None) or kind) if a.dtype == np.float64 else a for a in case.arrays]
-    wanted = kernel.reference([a if a.dtype.kind == "i" else a.astype(np.float64) for a in typed], case.static)
-    arrays = [
-        mx.array(a.astype(np.float32)).astype(getattr(mx, kind)) if given.dtype == np.float64 else mx.array(a)
-        for a, given in zip(typed, case.arrays, strict=True)
-    ]
+    arrays = on_device(case.arrays, kind)
+    with np.errstate(all="ignore"):  # infinities among the inputs are meant
+        wanted = kernel.reference([float64(array) for array in arrays], case.static)
     outputs = launch(kernel, arrays, case.static, dialect)
     mx.eval(outputs)
-    return max(relative_error(numpy(o), w) for o, w in zip(outputs, wanted, strict=True))
-
-
-def numpy(array: mx.array) -> np.ndarray[Any, Any]:
-    return np.array(array.astype(mx.float32) if array.dtype in (mx.bfloat16, mx.float16) else array)
+    return max(relative_error(float64(o), w) for o, w in zip(outputs, wanted, strict=True))
 
 
 def golden() -> Iterator[Line]:

@@ -188,20 +188,3 @@ def fixed_table(results: dict, architecture: Architecture, peak: float) -> dict:
             table[length]["ratio"] = ratio
             print(f"  => {length} tokens each, fletcher engine / torch.compile static: {ratio:.2f}")
     return table
-
-
-def ablation_table(states: Results, options: argparse.Namespace) -> Summary:
-    """Tokens per second of the engine with own kernels off, and what that loses."""
-    table: Summary = {}
-    for shape in options.shapes:
-        tokens = {}
-        for name, state in states.items():
-            if name.startswith("off-") and (entry := state["results"].get(f"engine/{shape}")):
-                batch = read_tokens(options.folder, SHAPES[shape].max_length, entry["texts"])
-                tokens[name.removeprefix("off-")] = float(batch.cu_seqlens[-1]) / entry["best_s"]
-        whole = tokens.get("none", float("nan"))
-        print(f"\n{shape}, kernels off (fletcher engine)")
-        for name in sorted(tokens, key=tokens.__getitem__, reverse=True):
-            print(f"  {name:40} {tokens[name] / 1e6:8.2f} Mtok/s {tokens[name] / whole - 1:+7.1%}")
-        table[shape] = tokens
-    return table

@@ -7,7 +7,6 @@ every embedding model must do, and timed.
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import subprocess
 import sys
@@ -167,8 +166,7 @@ def check_device(report: Report, thread: ThreadPoolExecutor, dialect: Any) -> No
     for at in range(0, len(products), 3):
         _table_row(report, products[at : at + 3])
     if dialect is not None:
-        off = [name for name in os.environ.get("FLETCHER_KERNELS_OFF", "").split(",") if name]
-        replaced = call(lambda: checks.replaced_kernels(dialect, off))
+        replaced = call(lambda: checks.replaced_kernels(dialect))
         report.figures["replaced"] = replaced
         report.line(f"kernels that the engine would replace: {'none' if not replaced else ''}")
         for name, reason in replaced.items():

@@ -85,11 +85,9 @@ def _mlp(a: Architecture, w: LayerWeights, x: Node) -> Node:
 
 def _rotation(a: Architecture, positions: Node) -> Callable[[Node], Node]:
     """Rotary position embedding over head halves (Su et al. 2021, in the half-split form), or identity."""
-    if a.rope_theta is None:
+    angles = a.rotary_angles()
+    if angles is None:
         return lambda y: y
-    half = a.head_dim // 2
-    frequencies = a.rope_theta ** -(np.arange(half, dtype=np.float64) / half)
-    angles = np.arange(a.max_positions, dtype=np.float64)[:, None] * frequencies
     tables = [op.gather(_f32(table), positions, _i32(0)) for table in (np.cos(angles), np.sin(angles))]
     cos, sin = (op.unsqueeze(table, _axes(0, 1)) for table in tables)  # [1, 1, S, D/2]
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from fletcher_core.errors import ModelError
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
@@ -50,6 +53,15 @@ class Architecture:
     def gated(self) -> bool:
         """Whether the MLP is `down(act(gate(x)) * up(x))` rather than `down(act(up(x)))`."""
         return self.family == "nomic_bert"
+
+    def rotary_angles(self) -> npt.NDArray[np.float64] | None:
+        """Angle by position and pair, float64 [max_positions, head_dim / 2], or None for learned positions."""
+        if self.rope_theta is None:
+            return None
+        half = self.head_dim // 2
+        frequencies = self.rope_theta ** -(np.arange(half, dtype=np.float64) / half)
+        angles: npt.NDArray[np.float64] = np.arange(self.max_positions, dtype=np.float64)[:, None] * frequencies
+        return angles
 
     def flops_per_token(self) -> int:
         """Floating-point operations of the matrix products for one token, attention scores left out."""

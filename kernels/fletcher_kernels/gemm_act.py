@@ -238,24 +238,24 @@ def _built(n: int, k: int, activation: Activation, bfloat: bool, biased: bool, h
 
 def dense_act(a: mx.array, weight: mx.array, bias: mx.array | None = None, *, activation: Activation) -> mx.array:
     """The same in plain MLX operations, with the weight as it was before packing."""
-    product = a @ weight.T if bias is None else mx.addmm(bias, a, weight.T)
-    return _activate(product, activation).astype(a.dtype)
+    return activate(a @ weight.T if bias is None else mx.addmm(bias, a, weight.T), activation)
 
 
-def _activate(x: mx.array, activation: Activation) -> mx.array:
-    x = x.astype(mx.float32)
+def activate(x: mx.array, activation: Activation) -> mx.array:
+    """The activation alone, in float32 between two casts."""
+    y = x.astype(mx.float32)
     if activation == "gelu":
-        return x * (1.0 + mx.erf(x * 0.5**0.5)) * 0.5
-    if activation == "gelu_tanh":
-        return x * mx.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
-    if activation == "relu":
-        return mx.maximum(x, 0.0)
-    if activation == "silu":
-        return x * mx.sigmoid(x)
-    if activation == "swiglu":
-        gate, up = mx.split(x, 2, axis=-1)
-        return gate * mx.sigmoid(gate) * up
-    return x
+        y = y * 0.5 * (1.0 + mx.erf(y * 0.7071067811865476))
+    elif activation == "gelu_tanh":
+        y = y * 0.5 * (1.0 + mx.tanh(0.7978845608028654 * (y + 0.044715 * y * y * y)))
+    elif activation == "silu":
+        y = y * mx.sigmoid(y)
+    elif activation == "relu":
+        y = mx.maximum(y, 0.0)
+    elif activation == "swiglu":
+        gate, up = mx.split(y, 2, axis=-1)
+        y = gate * mx.sigmoid(gate) * up
+    return y.astype(x.dtype)
 
 
 def reference(

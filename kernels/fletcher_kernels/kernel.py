@@ -14,6 +14,8 @@ Float64 = npt.NDArray[np.float64]
 
 # A SIMD-group on Metal, a warp on CUDA.
 LANES = 32
+# Threads of a threadgroup of an elementwise kernel.
+THREADS = 256
 # Inputs below this arrive in another address space on Metal, and each case would be a pipeline of its own (MLX 0.32).
 SMALLEST_INPUT = 8
 
@@ -54,7 +56,7 @@ class Kernel:
         fallback: (arrays, static) -> the same outputs in plain MLX operations.
         reference: (float64 arrays, static) -> the same outputs in NumPy, float64.
         cases: (dialect) -> inputs to prove it on.
-        supports: (static) -> whether the kernel covers these sizes; if not, the fallback runs.
+        supports: (arrays, static) -> whether the kernel covers these sizes; if not, the fallback runs.
         tolerance: largest error by type, in units of the reference's largest magnitude.
         floats: types of the float inputs that it computes in.
     """
@@ -78,6 +80,25 @@ def mlx_type(array: Any) -> mx.Dtype:
         return array.dtype
     dtype: mx.Dtype = getattr(mx, array.dtype.name)
     return dtype
+
+
+def type_name(array: mx.array) -> str:
+    """As `Kernel.tolerance` and `Kernel.floats` have it: "float16"."""
+    return str(array.dtype).rsplit(".")[-1]
+
+
+def on_device(arrays: Sequence[npt.NDArray[Any]], dtype: str) -> list[mx.array]:
+    """A case's arrays for MLX, those of float64 in the type under test."""
+    return [
+        mx.array(array.astype(np.float32)).astype(getattr(mx, dtype)) if array.dtype == np.float64 else mx.array(array)
+        for array in arrays
+    ]
+
+
+def float64(array: mx.array) -> npt.NDArray[Any]:
+    """What an array of MLX holds, in NumPy: floats as float64, anything else as it is."""
+    values = np.array(array.astype(mx.float32) if array.dtype == mx.bfloat16 else array)
+    return values.astype(np.float64) if values.dtype.kind == "f" else values
 
 
 def at_least(values: npt.NDArray[Any], size: int = SMALLEST_INPUT) -> npt.NDArray[Any]:

@@ -65,14 +65,16 @@ def _plan_embed(arrays: Sequence[Any], static: Static, _: Dialect) -> Launch:
     return replace(plan, outputs=(*plan.outputs, ((ids.shape[0],), mx.int32)))
 
 
+def _covers(rows: int, width: int) -> bool:
+    return rows % ROWS == 0 and width % 4 == 0 and SMALLEST_INPUT <= width <= 2048
+
+
 def _supports_add(arrays: Sequence[Any], _: Static) -> bool:
-    rows, width = arrays[0].shape
-    return bool(rows % ROWS == 0 and width % 4 == 0 and SMALLEST_INPUT <= width <= 2048)
+    return _covers(*arrays[0].shape)
 
 
 def _supports_embed(arrays: Sequence[Any], _: Static) -> bool:
-    rows, width = arrays[0].shape[0], arrays[3].shape[1]
-    return bool(rows % ROWS == 0 and width % 4 == 0 and SMALLEST_INPUT <= width <= 2048)
+    return _covers(arrays[0].shape[0], arrays[3].shape[1])
 
 
 def _norm(x: mx.array, weight: mx.array, shift: mx.array, params: mx.array, dtype: mx.Dtype) -> mx.array:

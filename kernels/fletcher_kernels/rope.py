@@ -7,9 +7,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from fletcher_kernels.kernel import Case, Dialect, Float64, Kernel, Launch, Static, mlx_type
-
-THREADS = 256
+from fletcher_kernels.kernel import THREADS, Case, Dialect, Float64, Kernel, Launch, Static, mlx_type
 
 
 def _work(tokens: int, width: int) -> int:

@@ -1,6 +1,7 @@
 """Which kernels run and which are replaced by plain MLX operations: decided by checking each where it first runs."""
 
 import logging
+import os
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -9,12 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fletcher_kernels.build import launch
-from fletcher_kernels.kernel import Dialect, Kernel, Static
+from fletcher_kernels.kernel import Dialect, Kernel, Static, float64, type_name
 from fletcher_kernels.registry import KERNELS
 
 # The product with its activation: CUDA only, with weights of its own layout, so it has no `Kernel` of the dialect.
 FUSED = "gemm_act"
 KERNEL_NAMES = (*KERNELS, FUSED)
+# Tests and ablations leave kernels out by name, with commas.
+OFF = "FLETCHER_KERNELS_OFF"
 _LOG = logging.getLogger(__name__)
 
 # Real weights are less well behaved than the test cases that the tolerances are for.
@@ -82,14 +85,19 @@ class KernelSet:
             return _first_line(error), kernel.fallback(arrays, static)
         # Not against the fallback: its operations would all be compiled too, for this once.
         with np.errstate(all="ignore"):
-            expected = kernel.reference([_float64(array) for array in arrays], static)
-        tolerance = max(kernel.tolerance[str(a.dtype).rsplit(".")[-1]] for a in arrays if _is_float(a, kernel))
+            expected = kernel.reference([float64(array) for array in arrays], static)
+        tolerance = max(kernel.tolerance[type_name(a)] for a in arrays if type_name(a) in kernel.floats)
         for name, got, wanted in zip(kernel.outputs, outputs, expected, strict=True):
-            difference = relative_error(_numpy(got), wanted)
+            difference = relative_error(float64(got), wanted)
             if not difference <= _SLACK * tolerance:
                 problem = f"its output {name!r} differs from float64 by {difference:.2g} of the largest value"
                 return problem, kernel.fallback(arrays, static)
         return "", outputs
+
+
+def switched_off() -> list[str]:
+    """The names in FLETCHER_KERNELS_OFF."""
+    return [name for name in os.environ.get(OFF, "").split(",") if name]
 
 
 def relative_error(got: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
@@ -111,16 +119,3 @@ def relative_error(got: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-def _is_float(array: mx.array, kernel: Kernel) -> bool:
-    return str(array.dtype).rsplit(".")[-1] in kernel.floats
-
-
-def _numpy(array: mx.array) -> npt.NDArray[Any]:
-    return np.array(array.astype(mx.float32) if array.dtype == mx.bfloat16 else array)
-
-
-def _float64(array: mx.array) -> npt.NDArray[Any]:
-    values = _numpy(array)
-    return values.astype(np.float64) if values.dtype.kind == "f" else values

@@ -7,8 +7,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from fletcher_kernels.kernel import Case, Dialect, Float64, Kernel, Launch, Static, mlx_type
-from fletcher_kernels.rope import THREADS
+from fletcher_kernels.kernel import THREADS, Case, Dialect, Float64, Kernel, Launch, Static, mlx_type
 
 
 def _work(tokens: int, columns: int) -> int:

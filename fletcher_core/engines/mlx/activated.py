@@ -5,6 +5,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import numpy as np
 from fletcher_kernels import gemm_act
+from fletcher_kernels.kernel import float64, on_device, type_name
 from fletcher_kernels.norm import TOLERANCE
 from fletcher_kernels.selection import FUSED, KernelSet, relative_error
 
@@ -27,27 +28,19 @@ def activated_product(
         if _holds(packed, weight, bias, name, kernels):
             return lambda x: gemm_act.gemm_act(x, packed, bias, activation=name)
     if gated:
-        return lambda x: kernels.run("swiglu", [x @ weight.T])[0]
-    act = elementwise(activation, compiled=kernels.dialect is not None)
-    return lambda x: act(x @ weight.T if bias is None else mx.addmm(bias, x, weight.T))
+        return lambda x: kernels.run("swiglu", [linear(x, weight)])[0]
+
+    def act(x: mx.array) -> mx.array:
+        return gemm_act.activate(x, activation)
+
+    if kernels.dialect is not None:  # one kernel on a GPU
+        act = mx.compile(act, shapeless=True)
+    return lambda x: act(linear(x, weight, bias))
 
 
-def elementwise(name: Activation, *, compiled: bool) -> Callable[[mx.array], mx.array]:
-    """An activation in float32 between two casts; fused into one kernel if `compiled`."""
-
-    def apply(x: mx.array) -> mx.array:
-        y = x.astype(mx.float32)
-        if name == "gelu":
-            y = y * 0.5 * (1.0 + mx.erf(y * 0.7071067811865476))
-        elif name == "gelu_tanh":
-            y = y * 0.5 * (1.0 + mx.tanh(0.7978845608028654 * (y + 0.044715 * y * y * y)))
-        elif name == "silu":
-            y = y * mx.sigmoid(y)
-        else:
-            y = mx.maximum(y, 0.0)
-        return y.astype(x.dtype)
-
-    return mx.compile(apply, shapeless=True) if compiled else apply
+def linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
+    """x @ weight^T + bias; the bias goes into the product's epilogue."""
+    return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
 
 
 def _holds(
@@ -60,14 +53,13 @@ def _holds(
     """Whether the kernel computes what it should on some rows, more than a tile of them and not a whole number."""
 
     def check() -> str:
-        x = mx.array(np.random.default_rng(0).normal(size=(300, packed.k)).astype(np.float32)).astype(weight.dtype)
+        (x,) = on_device([np.random.default_rng(0).normal(size=(300, packed.k))], type_name(weight))
         got = gemm_act.gemm_act(x, packed, bias, activation=name)
         again = gemm_act.gemm_act(x, packed, bias, activation=name)
         mx.eval(got, again)
-        wide = [None if array is None else np.array(array.astype(mx.float32)) for array in (x, weight, bias)]
-        wanted = gemm_act.reference(wide[0], wide[1], wide[2], name)  # type: ignore[arg-type]
-        tolerance = TOLERANCE[str(weight.dtype).rsplit(".")[-1]]
-        first, second = (np.array(result.astype(mx.float32)) for result in (got, again))
+        wanted = gemm_act.reference(float64(x), float64(weight), None if bias is None else float64(bias), name)
+        tolerance = TOLERANCE[type_name(weight)]
+        first, second = float64(got), float64(again)
         if not np.array_equal(first, second):
             return "two runs of it differ"
         error = relative_error(first, wanted)

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from fletcher_kernels import KERNELS
 from fletcher_kernels.build import launch
-from fletcher_kernels.kernel import Case, Dialect, Kernel
-from fletcher_kernels.selection import KernelSet, relative_error
+from fletcher_kernels.kernel import Case, Dialect, Kernel, float64, on_device
+from fletcher_kernels.selection import KernelSet, relative_error, switched_off
 
 # Plain operations round to the type under test more often than a kernel does.
 PLAIN_SLACK = 3.0
@@ -55,16 +55,16 @@ def check_kernels(dialect: Dialect | None) -> Iterator[list[Check]]:
 
 def check_kernel(kernel: Kernel, case: Case, dtype: str, dialect: Dialect | None) -> Check:
     """A failure to compile or to run is a problem of the check, not an error."""
-    arrays = _typed(case.arrays, dtype)
+    arrays = on_device(case.arrays, dtype)
     with np.errstate(all="ignore"):  # infinities among the inputs are meant
-        expected = kernel.reference([_wide(array) for array in arrays], case.static)
+        expected = kernel.reference([float64(array) for array in arrays], case.static)
     plain, plain_seconds, plain_problem = _timed(lambda: kernel.fallback(arrays, case.static))
     outputs, seconds, problem = plain, plain_seconds, ""
     if dialect is not None:
         outputs, seconds, problem = _timed(lambda: launch(kernel, arrays, case.static, dialect))
     error, plain_error = _worst(outputs, expected), _worst(plain, expected)
     difference = _worst(
-        outputs, [np.where(np.isnan(e), np.nan, _wide(p)) for p, e in zip(plain, expected, strict=False)]
+        outputs, [np.where(np.isnan(e), np.nan, float64(p)) for p, e in zip(plain, expected, strict=False)]
     )
     allowed = kernel.tolerance[dtype]
     if plain_problem:
@@ -82,25 +82,25 @@ def check_products(sizes: tuple[tuple[int, int, int], ...]) -> Iterator[Check]:
     for m, k, n in sizes:
         operands = (random.normal(size=n), random.normal(size=(m, k)), random.normal(size=(n, k)))
         for dtype, allowed in _PRODUCT_TOLERANCE.items():
-            yield _check_product(f"{m} x {k} x {n}", _typed(operands, dtype), dtype, allowed)
+            yield _check_product(f"{m} x {k} x {n}", on_device(operands, dtype), dtype, allowed)
 
 
 def _check_product(case: str, operands: list[mx.array], dtype: str, allowed: float) -> Check:
     bias, x, weight = operands
     outputs, seconds, problem = _timed(lambda: [mx.addmm(bias, x, weight.T)])
-    error = _worst(outputs, [_wide(x) @ _wide(weight).T + _wide(bias)])
+    error = _worst(outputs, [float64(x) @ float64(weight).T + float64(bias)])
     if not problem and not error <= allowed:
         problem = f"is off by {error:.1e}, {allowed:.1e} is allowed"
     return Check("product", case, dtype, error, error, 0.0, seconds, seconds, problem)
 
 
-def replaced_kernels(dialect: Dialect, off: list[str]) -> dict[str, str]:
+def replaced_kernels(dialect: Dialect) -> dict[str, str]:
     """Which kernels the engine would replace after its own check on these inputs, and why."""
-    kernels = KernelSet(dialect, off)
+    kernels = KernelSet(dialect, switched_off())
     for kernel in KERNELS.values():
         for case in kernel.cases(dialect):
             for dtype in kernel.floats:
-                mx.eval(kernels.run(kernel.name, _typed(case.arrays, dtype), **case.static))
+                mx.eval(kernels.run(kernel.name, on_device(case.arrays, dtype), **case.static))
     return kernels.replaced
 
 
@@ -110,23 +110,10 @@ def device_lines() -> list[str]:
     return [f"{key}={value}" for key, value in sorted(info.items())]
 
 
-def _typed(arrays: Sequence[npt.NDArray[Any]], dtype: str) -> list[mx.array]:
-    """On the device, those of float64 in the type under test."""
-    return [
-        mx.array(array.astype(np.float32)).astype(getattr(mx, dtype)) if array.dtype == np.float64 else mx.array(array)
-        for array in arrays
-    ]
-
-
-def _wide(array: mx.array) -> npt.NDArray[Any]:
-    values = np.array(array.astype(mx.float32) if array.dtype == mx.bfloat16 else array)
-    return values.astype(np.float64) if values.dtype.kind == "f" else values
-
-
 def _worst(got: Sequence[mx.array], wanted: Sequence[npt.NDArray[Any]]) -> float:
     """The largest relative error over all outputs; NaN without any."""
     return max(
-        (relative_error(_wide(one), other) for one, other in zip(got, wanted, strict=False)), default=float("nan")
+        (relative_error(float64(one), other) for one, other in zip(got, wanted, strict=False)), default=float("nan")
     )
 
 

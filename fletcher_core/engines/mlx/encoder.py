@@ -12,7 +12,7 @@ from fletcher_kernels.norm import epsilon_array
 from fletcher_kernels.pool import POOLING
 from fletcher_kernels.selection import KernelSet
 
-from fletcher_core.engines.mlx.activated import activated_product
+from fletcher_core.engines.mlx.activated import activated_product, linear
 from fletcher_core.engines.mlx.batch import DeviceBatch
 from fletcher_core.models import Architecture, LayerWeights, Weights
 from fletcher_core.models.package import Pooling
@@ -91,7 +91,9 @@ class Encoder:
         self.places = mx.array(places).astype(dtype)
         self.placed = placed
         self.norm = mx.array(w.norm).astype(dtype), mx.array(w.norm_bias).astype(dtype)
-        self.angles = rotation(a)
+        angles = a.rotary_angles()
+        tables = () if angles is None else (np.cos(angles), np.sin(angles))
+        self.angles = tuple(mx.array(table.astype(np.float32)) for table in tables)
         self.layers = [Layer(a, layer, dtype, kernels, self.params) for layer in w.layers]
         mx.eval(self.words, self.places, *self.norm, *(layer.arrays for layer in self.layers))
 
@@ -103,7 +105,7 @@ class Encoder:
             has_places=self.placed,
         )
         yield x
-        turn = None if self.angles is None else (positions, *self.angles)
+        turn = (positions, *self.angles) if self.angles else None
         for layer in self.layers:
             x = layer(x, batch, turn, last=layer is self.layers[-1])
             yield x
@@ -119,18 +121,3 @@ class Encoder:
             normalize=self.normalize,
         )
         return vectors
-
-
-def linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
-    """x @ weight^T + bias; the bias goes into the product's epilogue."""
-    return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
-
-
-def rotation(a: Architecture) -> tuple[mx.array, mx.array] | None:
-    """Cosine and sine by position and pair, float32 [P, head_dim / 2], or None for learned positions."""
-    if a.rope_theta is None:
-        return None
-    half = a.head_dim // 2
-    frequencies = a.rope_theta ** -(np.arange(half, dtype=np.float64) / half)
-    angles = np.arange(a.max_positions, dtype=np.float64)[:, None] * frequencies
-    return mx.array(np.cos(angles).astype(np.float32)), mx.array(np.sin(angles).astype(np.float32))

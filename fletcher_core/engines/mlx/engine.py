@@ -1,11 +1,10 @@
 """The GPU engine: packed batches through MLX, on Metal or CUDA, from one thread that owns all of MLX.
 
-A batch is padded to a bucket of tokens, never by sequence; two batches are in flight, so that the device computes one
-while the host prepares the next and copies the last one out. Work goes up in pieces of about 10 ms.
+A batch is padded to a bucket of tokens, never by sequence; up to three batches are in flight, so that the device
+computes one while the host prepares the next and copies the last one out. Work goes up in pieces of about 10 ms.
 """
 
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -18,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 from fletcher_kernels.attention import TILE_ROWS
-from fletcher_kernels.selection import KERNEL_NAMES, KernelSet
+from fletcher_kernels.selection import KERNEL_NAMES, OFF, KernelSet, switched_off
 
 from fletcher_core.admission import Admission, Verdict
 from fletcher_core.batching import plan_buckets
@@ -45,8 +44,6 @@ INVARIANT_TOKENS = 4096
 _LARGEST_BUCKET = {"metal": 32768, "cuda": 131072, None: 1024}
 # A wait this long was for the device, not for Python.
 _BLOCKED_SECONDS = 1e-4
-# Tests and ablations leave kernels out by name, with commas.
-_KERNELS_OFF = "FLETCHER_KERNELS_OFF"
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -162,9 +159,9 @@ class MlxEngine:
         dialect = None if self._on_cpu else gpu_dialect()
         if dialect is None:
             mx.set_default_device(mx.cpu)
-        off = [name for name in os.environ.get(_KERNELS_OFF, "").split(",") if name]
+        off = switched_off()
         if unknown := sorted(set(off) - set(KERNEL_NAMES)):
-            raise ConfigError(f"{_KERNELS_OFF} names {', '.join(unknown)}; the kernels are {', '.join(KERNEL_NAMES)}")
+            raise ConfigError(f"{OFF} names {', '.join(unknown)}; the kernels are {', '.join(KERNEL_NAMES)}")
         try:
             self.device = device_name(dialect)
             self.memory = MlxMemory(dialect)
