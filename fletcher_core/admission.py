@@ -12,7 +12,8 @@ from typing import Protocol
 from fletcher_core.errors import ConfigError
 
 DECAY = 0.02  # share by which an estimate sinks towards each observation below it
-RECOVERY = 1.25  # times the room of the failure: so much must there be before its size is tried again
+RECOVERY = 1.25  # times the room of the failure: so much must there be before its size is tried again at once
+BACKOFF = 32  # the batches until it is tried again anyway double up to this many times
 
 
 class DeviceMemory(Protocol):
@@ -55,10 +56,15 @@ class Admission:
     line through the sizes that ran, raised above all of them; before any ran, the prior. While something is in flight,
     what is in use and what it is estimated to need at most both count, whichever is more.
 
+    A size that the device refused is not admitted for some batches. Then one batch tries it again: what had taken the
+    memory may be gone.
+
     For one thread, the engine's: nothing here is locked.
     """
 
-    def __init__(self, memory: DeviceMemory, bytes_per_token: float, margin: float = 0.10) -> None:
+    def __init__(
+        self, memory: DeviceMemory, bytes_per_token: float, margin: float = 0.10, *, relax_after: int = 200
+    ) -> None:
         """Begin with nothing in flight and the weights loaded.
 
         Args:
@@ -66,12 +72,16 @@ class Admission:
             bytes_per_token: what a batch needs per token above the weights, from the architecture; used until the first
                 observation.
             margin: added to each estimate, as a share of it.
+            relax_after: batches admitted after a failure until its size is tried again.
 
         Raises:
-            ConfigError: `bytes_per_token` is not positive, or `margin` is negative.
+            ConfigError: `bytes_per_token` or `relax_after` is not positive, or `margin` is negative.
         """
-        if not bytes_per_token > 0 or not margin >= 0:
-            raise ConfigError(f"must be positive: bytes_per_token={bytes_per_token}, or at least 0: margin={margin}")
+        if not bytes_per_token > 0 or relax_after < 1 or not margin >= 0:
+            raise ConfigError(
+                f"must be positive: bytes_per_token={bytes_per_token}, relax_after={relax_after}, "
+                f"or at least 0: margin={margin}"
+            )
         self._memory = memory
         self._prior = bytes_per_token
         self._margin = margin
@@ -79,6 +89,10 @@ class Admission:
         self._idle = memory.active()  # in use with nothing in flight, when last seen
         self._failed_tokens: int | None = None
         self._failed_room = 0  # bytes between idle and the limit at that failure
+        self._admitted = 0  # batches since that failure
+        self._patience = self._relax_after = relax_after  # batches until the failed size is tried again
+        self._retried: int | None = None  # the failed size that was tried again last
+        self._behind: int | None = None  # tokens that went up after the batch that tries it, while that has not ended
 
     def observe(self, tokens: int, needed_bytes: int) -> None:
         """Learn what a batch needed.
@@ -91,7 +105,7 @@ class Admission:
         needed, known = float(max(needed_bytes, 0)), self._needs.get(tokens, 0.0)
         self._needs[tokens] = max(needed, known + DECAY * (needed - known))
         if self._failed_tokens is not None and tokens >= self._failed_tokens:
-            self._failed_tokens = None
+            self._forget_failure()
 
     @contextmanager
     def measuring(self, tokens: int) -> Iterator[None]:
@@ -121,14 +135,17 @@ class Admission:
         """
         if in_flight_tokens == 0:
             self._idle = self._memory.active()
+        # Batches end in the order in which they went up.
+        if self._behind is not None and in_flight_tokens <= self._behind:
+            self._forget_failure()
         if self._fits(tokens, in_flight_tokens):
-            return Verdict.RUN
+            return self._run(tokens, in_flight_tokens)
         if in_flight_tokens > 0:
             return Verdict.WAIT
         self._memory.release_cache()
         self._idle = self._memory.active()
         if not divisible or self._fits(tokens, 0):
-            return Verdict.RUN
+            return self._run(tokens, 0)
         self._doubt(tokens)
         return Verdict.SPLIT
 
@@ -136,7 +153,8 @@ class Admission:
         """Learn that the device refused memory; the allocator's cache is released.
 
         From now on fewer than `tokens` are admitted, in flight and new together, until there is a quarter more room
-        between the limit and what is in use when idle, or a batch of that many ran after all.
+        between the limit and what is in use when idle, or a batch of that many ran after all. One may try after
+        `relax_after` batches; each time that this proves too early, only after twice as many.
 
         Args:
             tokens: those of the batch that failed and of the others that were in flight.
@@ -144,17 +162,37 @@ class Admission:
         self._memory.release_cache()
         self._failed_tokens = tokens if self._failed_tokens is None else min(tokens, self._failed_tokens)
         self._failed_room = self._room()
+        self._admitted, self._behind = 0, None
+        if self._retried is not None and self._failed_tokens <= self._retried:
+            self._patience = min(2 * self._patience, BACKOFF * self._relax_after)
+            self._retried = None  # several batches of the same try may fail: that counts once
 
     def _fits(self, tokens: int, in_flight_tokens: int) -> bool:
         if self._failed_tokens is not None:
             if self._room() > max(RECOVERY * self._failed_room, 0):
-                self._failed_tokens = None
-            elif tokens + in_flight_tokens >= self._failed_tokens:
+                self._forget_failure()
+            elif tokens + in_flight_tokens >= self._failed_tokens and not self._may_retry():
                 return False
         in_use = self._memory.active()
         if in_flight_tokens > 0:
             in_use = max(in_use, self._idle + self._with_margin(in_flight_tokens))
         return in_use + self._with_margin(tokens) <= self._memory.limit
+
+    def _run(self, tokens: int, in_flight_tokens: int) -> Verdict:
+        """Count an admitted batch, and see whether it is the one that tries the failed size again."""
+        if self._failed_tokens is not None:
+            if self._behind is not None:
+                self._behind += tokens
+            elif self._may_retry() and tokens + in_flight_tokens >= self._failed_tokens:
+                self._behind, self._retried = 0, self._failed_tokens
+            self._admitted += 1
+        return Verdict.RUN
+
+    def _may_retry(self) -> bool:
+        return self._behind is None and self._admitted >= self._patience
+
+    def _forget_failure(self) -> None:
+        self._failed_tokens = self._behind = None
 
     def _with_margin(self, tokens: int) -> int:
         return int(self.estimate(tokens) * (1 + self._margin)) + 1

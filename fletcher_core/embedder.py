@@ -172,7 +172,8 @@ class Embedder:
 
         Args:
             texts: what to embed.
-            timeout: seconds that this may take; the device stops within about a tenth of a second after them.
+            timeout: seconds that this may take, waiting for other callers included; the device stops within about a
+                tenth of a second after them.
 
         Raises:
             InputError: a text is no valid str, or too long under the policy "error"; the message names its position.
@@ -280,7 +281,8 @@ class Embedder:
         Raises:
             InputError: a text is no str, or the array is not of strings.
             EngineError: the device failed.
-            RunCancelled, DeadlineExceeded: `stop` says so; noticed between two pieces of the device's work.
+            RunCancelled, DeadlineExceeded: `stop` says so; noticed between two pieces of the device's work, and while
+                waiting for another caller's turn to end.
         """
         open_windows: deque[_Window[Payload]] = deque()
         waited = 0.0
@@ -308,7 +310,7 @@ class Embedder:
             finally:
                 encoded.close()
 
-        with self._turn:
+        with stop.holding(self._turn):
             source = batches()
             try:
                 started = time.perf_counter()

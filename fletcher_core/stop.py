@@ -2,9 +2,13 @@
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fletcher_core.errors import DeadlineExceeded, RunCancelled
+
+_SLICE = 0.02  # seconds between two looks while waiting for others
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,20 @@ class Stop:
             raise RunCancelled("the run was cancelled")
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise DeadlineExceeded("the deadline passed before all texts were embedded: allow more time, or send fewer")
+
+    @contextmanager
+    def holding(self, lock: threading.Lock) -> Iterator[None]:
+        """Hold `lock` inside the block; waiting for it ends as work does.
+
+        Raises:
+            RunCancelled, DeadlineExceeded: as `check`, while another thread held the lock.
+        """
+        while not lock.acquire(timeout=_SLICE):
+            self.check()
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 NEVER = Stop()

@@ -33,6 +33,8 @@ class KernelSet:
 
     Attributes:
         replaced: kernel name -> why plain MLX operations stand in for it.
+        uncovered: names of kernels that gave way to plain MLX operations at least once, for sizes or a type that they
+            do not cover; they still run for others.
     """
 
     def __init__(self, dialect: Dialect | None, off: Collection[str] = ()):
@@ -40,7 +42,9 @@ class KernelSet:
             raise ValueError(f"there are no kernels {', '.join(unknown)}; known are {', '.join(KERNEL_NAMES)}")
         self.dialect = dialect
         self.replaced: dict[str, str] = dict.fromkeys(off, "switched off")
+        self.uncovered: set[str] = set()
         self._checked: set[tuple[Any, ...]] = set()
+        self._told: set[str] = set()  # what the log says of sizes that are not covered
 
     def run(self, name: str, arrays: Sequence[mx.array], **static: int | bool) -> list[mx.array]:
         """Outputs of the kernel `name`, or of its fallback where it is replaced or does not cover the sizes.
@@ -49,7 +53,10 @@ class KernelSet:
         not compile, fails or differs is replaced from then on, with a warning in the log.
         """
         kernel = KERNELS[name]
-        if self.dialect is None or name in self.replaced or not kernel.supports(arrays, static):
+        if self.dialect is None or name in self.replaced:
+            return kernel.fallback(arrays, static)
+        if not kernel.supports(arrays, static):
+            self._tell_uncovered(kernel, arrays, static, self.dialect)
             return kernel.fallback(arrays, static)
         variant = (name, *(value for _, value in kernel.plan(arrays, static, self.dialect).template))
         if variant in self._checked:
@@ -67,6 +74,15 @@ class KernelSet:
                 problem = _first_line(error)
             self._judge(name, (name, *variant), problem)
         return name not in self.replaced
+
+    def _tell_uncovered(self, kernel: Kernel, arrays: Sequence[mx.array], static: Static, dialect: Dialect) -> None:
+        """Log it once a variant: template arguments do not change with the batch."""
+        self.uncovered.add(kernel.name)
+        sizes = ", ".join(f"{key}={_short(value)}" for key, value in kernel.plan(arrays, static, dialect).template)
+        message = f"GPU kernel {kernel.name} does not cover these sizes ({sizes}): plain MLX operations run instead"
+        if message not in self._told:
+            self._told.add(message)
+            _LOG.info("%s", message)
 
     def _judge(self, name: str, variant: tuple[Any, ...], problem: str) -> None:
         self._checked.add(variant)
@@ -96,8 +112,8 @@ class KernelSet:
 
 
 def switched_off() -> list[str]:
-    """The names in FLETCHER_KERNELS_OFF."""
-    return [name for name in os.environ.get(OFF, "").split(",") if name]
+    """The names in FLETCHER_KERNELS_OFF, with or without spaces around them."""
+    return [name for part in os.environ.get(OFF, "").split(",") if (name := part.strip())]
 
 
 def relative_error(got: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
@@ -115,6 +131,11 @@ def relative_error(got: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
         return 0.0
     largest = np.abs(wanted[finite]).max()
     return float(np.abs(got[finite] - wanted[finite]).max() / (largest if largest > 0 else 1.0))
+
+
+def _short(value: int | bool | mx.Dtype) -> str:
+    """A template argument, a type without its module: "float16"."""
+    return str(value).rsplit(".")[-1]
 
 
 def _first_line(error: Exception) -> str:

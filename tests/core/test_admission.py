@@ -1,4 +1,6 @@
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given
@@ -169,8 +171,114 @@ def test_a_failure_is_forgotten_once_as_many_tokens_ran() -> None:
     admission = Admission(SimulatedMemory(), bytes_per_token=KIB)
     admission.allocation_failed(4096)
     assert admission.admit(4096, 0, divisible=False) is Verdict.RUN
+    assert admission.admit(4096, 0) is Verdict.SPLIT  # nobody said that it came through
     admission.observe(4096, 4 << 20)
     assert admission.admit(4096, 0) is Verdict.RUN
+
+
+def test_a_size_that_failed_is_tried_by_one_batch_after_a_while() -> None:
+    admission = Admission(SimulatedMemory(), bytes_per_token=KIB, relax_after=3)
+    admission.allocation_failed(4096)
+    assert [admission.admit(2048, 0) for _ in range(2)] == [Verdict.RUN] * 2
+    assert admission.admit(4096, 0) is Verdict.SPLIT
+    assert admission.admit(2048, 0) is Verdict.RUN
+    assert admission.admit(2048, 2048) is Verdict.RUN  # after three batches: this one tries
+    assert admission.admit(2048, 2048) is Verdict.WAIT  # the other one ended, not this
+    assert admission.admit(1024, 2048) is Verdict.RUN
+    assert admission.admit(4096, 1024) is Verdict.RUN  # it ended and nothing failed
+
+
+def test_a_size_that_fails_again_is_tried_ever_more_rarely() -> None:
+    admission = Admission(SimulatedMemory(), bytes_per_token=KIB, relax_after=3)
+    admission.allocation_failed(4096)
+    patience = []
+    for _ in range(8):
+        patience.append(0)
+        while admission.admit(4096, 0) is Verdict.SPLIT:
+            assert admission.admit(2048, 0) is Verdict.RUN
+            patience[-1] += 1
+        admission.allocation_failed(4096)
+        admission.allocation_failed(4096)  # of another batch that was in flight: the same failure
+    assert patience == [3, 6, 12, 24, 48, 96, 96, 96]
+
+
+def test_a_failure_that_is_reported_late_counts_as_one_of_the_size_that_was_tried() -> None:
+    admission = Admission(SimulatedMemory(), bytes_per_token=KIB, relax_after=1)
+    admission.allocation_failed(4096)
+    assert admission.admit(1024, 0) is Verdict.RUN
+    assert admission.admit(4096, 0) is Verdict.RUN
+    assert admission.admit(4096, 0) is Verdict.RUN  # the engine waited for it and has not said yet that it failed
+    admission.allocation_failed(4096)
+    assert admission.admit(1024, 0) is Verdict.RUN
+    assert admission.admit(4096, 0) is Verdict.SPLIT
+    assert admission.admit(1024, 0) is Verdict.RUN
+    assert admission.admit(4096, 0) is Verdict.RUN
+
+
+@dataclass
+class SimulatedDevice:
+    """Takes three batches at a time and refuses memory for more than `room` tokens; watches what it is given."""
+
+    admission: Admission
+    relax_after: int
+    room: Callable[[], int]
+    flying: deque[int] = field(default_factory=deque)
+    failures: list[int] = field(default_factory=list)
+    admitted: int = 0
+    admitted_before: int = 0  # up to the last failure
+
+    def launch(self, tokens: int) -> bool:
+        """Whether the batch ran whole."""
+        while (verdict := self.admission.admit(tokens, sum(self.flying), divisible=tokens > 1)) is Verdict.WAIT:
+            self.flying.popleft()
+        if verdict is Verdict.RUN:
+            self.admitted += 1
+            together = sum(self.flying) + tokens
+            if together <= self.room():
+                self.flying.append(tokens)
+                if len(self.flying) > 3:
+                    self.flying.popleft()
+                return True
+            if together >= min(self.failures, default=together + 1):
+                assert self.admitted - self.admitted_before > self.relax_after, "tried again too soon"
+            self.failures.append(together)
+            self.admitted_before = self.admitted
+            self.admission.allocation_failed(together)
+        if tokens == 1:
+            return self.launch(tokens)
+        for part in (tokens // 2, tokens - tokens // 2):
+            self.launch(part)
+        return False
+
+
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=8), st.integers(1, 100), st.integers(1, 5))
+def test_a_device_without_room_is_seldom_asked_for_more(sizes: list[int], room: int, relax_after: int) -> None:
+    admission = Admission(SimulatedMemory(), bytes_per_token=1, relax_after=relax_after)
+    device = SimulatedDevice(admission, relax_after, lambda: room)
+    for number in range(300):
+        device.launch(sizes[number % len(sizes)])
+    # Each failure is at fewer tokens than any before, or of a try after twice the patience of the last one.
+    tries = sum(failed >= min(device.failures[:number]) for number, failed in enumerate(device.failures) if number)
+    assert relax_after * sum(min(2**number, 32) for number in range(tries)) <= device.admitted
+
+
+@given(
+    st.lists(st.integers(1, 64), min_size=1, max_size=8),
+    st.integers(1, 100),
+    st.integers(1, 5),
+    st.integers(0, 40),
+)
+def test_once_the_memory_is_back_every_batch_runs_whole(
+    sizes: list[int], room: int, relax_after: int, short: int
+) -> None:
+    now = room
+    admission = Admission(SimulatedMemory(), bytes_per_token=1, relax_after=relax_after)
+    device = SimulatedDevice(admission, relax_after, lambda: now)
+    for number in range(short):
+        device.launch(sizes[number % len(sizes)])
+    now = 1000
+    whole = [device.launch(sizes[number % len(sizes)]) for number in range(40 * 32)]
+    assert all(whole[-32:])
 
 
 def test_one_wild_measurement_does_not_forbid_its_size_for_good() -> None:
@@ -207,7 +315,10 @@ def test_a_batch_that_failed_is_not_measured() -> None:
     assert admission.estimate(1024) == 1024
 
 
-@pytest.mark.parametrize(("bytes_per_token", "margin"), [(0, 0.1), (-1, 0.1), (1, -0.1), (float("nan"), 0.1)])
-def test_settings_that_cannot_work_are_refused(bytes_per_token: float, margin: float) -> None:
+@pytest.mark.parametrize(
+    ("bytes_per_token", "margin", "relax_after"),
+    [(0, 0.1, 1), (-1, 0.1, 1), (1, -0.1, 1), (float("nan"), 0.1, 1), (1, 0.1, 0)],
+)
+def test_settings_that_cannot_work_are_refused(bytes_per_token: float, margin: float, relax_after: int) -> None:
     with pytest.raises(ConfigError):
-        Admission(SimulatedMemory(), bytes_per_token, margin)
+        Admission(SimulatedMemory(), bytes_per_token, margin, relax_after=relax_after)

@@ -7,7 +7,7 @@ import pytest
 
 from fletcher_core import Embedder
 from fletcher_core.embedder import WINDOW
-from fletcher_core.errors import ConfigError, InputError, ModelError, RunCancelled
+from fletcher_core.errors import ConfigError, DeadlineExceeded, InputError, ModelError, RunCancelled
 from fletcher_core.stop import Stop
 
 
@@ -210,6 +210,22 @@ def test_cancelling_stops_between_batches(minilm: Embedder, golden_texts: list[s
         for _ in stream:
             pass
     assert minilm.embed(["still works"]).shape == (1, 384)
+
+
+def test_waiting_for_another_caller_ends_with_the_deadline_or_the_run(minilm: Embedder) -> None:
+    cancelled = threading.Event()
+    with minilm._turn:
+        with pytest.raises(DeadlineExceeded, match="allow more time, or send fewer"):
+            minilm.embed(["waits"], timeout=0.05)
+        timer = threading.Timer(0.05, cancelled.set)
+        timer.start()
+        with pytest.raises(RunCancelled):
+            next(minilm.stream([(None, ["waits"])], Stop(cancelled)))
+    release = threading.Timer(0.05, minilm._turn.release)
+    minilm._turn.acquire()
+    release.start()
+    assert minilm.embed(["its turn comes"], timeout=60).shape == (1, 384)
+    assert not minilm._turn.locked()
 
 
 def test_threads_may_share_an_embedder(minilm: Embedder, golden_texts: list[str]) -> None:

@@ -2,7 +2,8 @@
 
 import os
 import platform
-from typing import Any
+import threading
+from typing import Any, ClassVar
 
 import mlx.core as mx
 from fletcher_kernels.kernel import Dialect
@@ -31,28 +32,40 @@ class MlxMemory:
     """`fletcher_core.admission.DeviceMemory` from MLX's own figures, in bytes.
 
     Sets MLX's memory limit to ours, and never a wired limit (MLX issue 3186: it has brought whole machines down).
+    Its figures are those of the whole process, other engines in it included.
     """
 
+    _cache_limit: ClassVar[int] = 0  # MLX has one cache a process: the largest that any engine asked for
+    _cache_lock: ClassVar[threading.Lock] = threading.Lock()
+
     def __init__(self, dialect: Dialect | None):
-        info: dict[str, Any] = dict(mx.device_info())
-        total = next(
-            (
-                int(info[key])
-                for key in ("max_recommended_working_set_size", "free_memory", "total_memory", "memory_size")
-                if info.get(key)
-            ),
-            0,
-        )
+        usable = self._usable(dict(mx.device_info()))
         if dialect is None:
-            total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if not total:
-            raise EngineError(f"MLX does not say how much memory {device_name(dialect)} has: {info}")
-        self.limit = int(total * _SHARE[dialect])
+            usable = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if not usable:
+            raise EngineError(f"MLX does not say how much memory {device_name(dialect)} has: {mx.device_info()}")
+        self.limit = int(usable * _SHARE[dialect])
         mx.set_memory_limit(self.limit)
 
+    def _usable(self, info: dict[str, Any]) -> int:
+        """Bytes that this process could use of the device, what it uses already included; 0 if MLX does not say."""
+        if recommended := info.get("max_recommended_working_set_size"):
+            return int(recommended)
+        total = int(info.get("total_memory") or info.get("memory_size") or 0)
+        if free := info.get("free_memory"):
+            # What another engine here holds is not free, but `active` counts it as well.
+            usable = int(free) + self.active() + self.cached()
+            return min(usable, total) if total else usable
+        return total
+
     def limit_cache(self, size: int) -> None:
-        """Keep at most `size` bytes of freed buffers for reuse: without a bound, new shapes make it grow for ever."""
-        mx.set_cache_limit(min(size, self.limit // 2))
+        """Keep at most `size` bytes of freed buffers for reuse, or more if another engine of this process asked for it.
+
+        Without a bound, new shapes make the cache grow for ever.
+        """
+        with MlxMemory._cache_lock:
+            MlxMemory._cache_limit = max(MlxMemory._cache_limit, min(size, self.limit // 2))
+            mx.set_cache_limit(MlxMemory._cache_limit)
 
     def active(self) -> int:
         return int(mx.get_active_memory())
