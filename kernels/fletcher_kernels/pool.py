@@ -10,14 +10,19 @@ import numpy.typing as npt
 from fletcher_kernels.kernel import LANES, Case, Dialect, Float64, Kernel, Launch, Static, at_least, mlx_type
 
 POOLING = {"mean": 0, "cls": 1, "last": 2}
-_SIMD_GROUPS = 8
-# Sums of all SIMD-groups lie in 32 KB of shared memory.
-_WIDEST = 32 * 1024 // 4 // _SIMD_GROUPS - 8
+# Of a threadgroup: the fewer for wide vectors, since the sums of all of them lie in 32 KB of shared memory.
+_SIMD_GROUPS = (8, 4)
+
+
+def _simd_groups(dim: int) -> int:
+    """The most whose sums and norms fit; 0 if none do."""
+    return next((simds for simds in _SIMD_GROUPS if 4 * simds * (dim + 8) <= 32 * 1024), 0)
 
 
 def _plan(arrays: Sequence[Any], static: Static, _: Dialect) -> Launch:
     x = arrays[0]
     sequences, dim = int(static["sequences"]), int(static["dimension"])
+    simds = _simd_groups(dim)
     return Launch(
         template=(
             ("T", mlx_type(x)),
@@ -26,16 +31,17 @@ def _plan(arrays: Sequence[Any], static: Static, _: Dialect) -> Launch:
             ("DIM", dim),
             ("POOLING", int(static["pooling"])),
             ("NORMALIZE", bool(static["normalize"])),
+            ("SIMDS", simds),
         ),
         threadgroups=(sequences, 1),
-        threads=_SIMD_GROUPS * LANES,
+        threads=simds * LANES,
         outputs=(((sequences, dim), mx.float32), ((sequences,), mx.int32)),
     )
 
 
 def _supports(arrays: Sequence[Any], static: Static) -> bool:
     dim = int(static["dimension"])
-    return dim % 4 == 0 and dim <= _WIDEST and arrays[0].shape[1] % 4 == 0
+    return dim % 4 == 0 and _simd_groups(dim) > 0 and arrays[0].shape[1] % 4 == 0
 
 
 def _fallback(arrays: Sequence[mx.array], static: Static) -> list[mx.array]:
@@ -75,13 +81,14 @@ def _reference(arrays: Sequence[npt.NDArray[Any]], static: Static) -> list[Float
 
 def _cases(_: Dialect) -> Iterator[Case]:
     random = np.random.default_rng(5)
-    for pooling, width, dim, normalize in (
-        ("mean", 384, 384, True),
-        ("mean", 768, 256, True),
-        ("cls", 96, 96, True),
-        ("last", 128, 64, False),
+    mixed, few = (5, 33, 1, 64, 9), (3, 9)
+    for lengths, pooling, width, dim, normalize in (
+        (mixed, "mean", 384, 384, True),
+        (mixed, "mean", 768, 256, True),
+        (mixed, "cls", 96, 96, True),
+        (mixed, "last", 128, 64, False),
+        (few, "mean", 1024, 1024, True),
     ):
-        lengths = (5, 33, 1, 64, 9)
         cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         x = random.normal(size=(int(cu_seqlens[-1]) + 8, width))
         static = {

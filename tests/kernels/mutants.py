@@ -51,8 +51,8 @@ def _attention(name: str, old: str, new: str, caught: How, build: Build = Build.
     return Mutant("attention", name, "bodies/attention.k", old, new, caught, build)
 
 
-def _fragment(name: str, old: str, new: str, caught: How) -> Mutant:
-    return Mutant("attention", name, "dialect/metal.h", old, new, caught)
+def _dialect(name: str, old: str, new: str, caught: How, build: Build = Build.STRICT) -> Mutant:
+    return Mutant("attention", name, "dialect/metal.h", old, new, caught, build)
 
 
 def _pool(name: str, old: str, new: str, caught: How, build: Build = Build.STRICT) -> Mutant:
@@ -77,6 +77,12 @@ def _rope(name: str, old: str, new: str, caught: How, build: Build = Build.STRIC
 
 def _swiglu(name: str, old: str, new: str, caught: How, build: Build = Build.STRICT) -> Mutant:
     return Mutant("swiglu", name, "bodies/swiglu.k", old, new, caught, build)
+
+
+def _activate(
+    name: str, old: str, new: str, caught: How, dtype: str = "float16", build: Build = Build.STRICT
+) -> Mutant:
+    return Mutant("activate", name, "bodies/activate.k", old, new, caught, build, dtype)
 
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -123,22 +129,26 @@ MUTANTS: tuple[Mutant, ...] = (
         "rows of shared memory at odd halves of 16 bytes", "LD = D + 8;", "LD = D + 4;", "emulator", Build.ERASED
     ),
     _attention("a shared pointer kept as a device pointer", "K_SHARED T* keys", "K_GLOBAL T* keys", "compile"),
+    _dialect(
+        "shared arrays aligned as their elements", "alignas(16) threadgroup", "threadgroup", "emulator", Build.ERASED
+    ),
     _attention("values on top of keys", "kv + KEYS * LD;", "kv;", "wrong"),
     _attention("values past the sequence left unset", "k_put8(values", "if (inside) k_put8(values", "wrong"),
+    _pool("room for eight SIMD-groups where four run", "parts, SIMDS * DIM", "parts, 8 * DIM", "emulator"),
     _pool("a shared slot that nobody wrote", "if (k_lane == 0u)", "if (k_lane == 0u && k_simd < 7u)", "wrong"),
     # Fragments
     _attention("half in a float fragment", "k_frag_b<T> kt;", "k_frag_b<float> kt;", "compile"),
-    _fragment("keys not transposed", "ulong2(0, 0), true)", "ulong2(0, 0), false)", "wrong"),
-    _fragment(
+    _dialect("keys not transposed", "ulong2(0, 0), true)", "ulong2(0, 0), false)", "wrong"),
+    _dialect(
         "a sum over the wrong lanes",
         "x += simd_shuffle_xor(x, ushort(1));",
         "x += simd_shuffle_xor(x, ushort(2));",
         "wrong",
     ),
-    _fragment("rows of the wrong lanes", "((lane / 4u) & 4u)", "((lane / 8u) & 4u)", "schedules"),
+    _dialect("rows of the wrong lanes", "((lane / 4u) & 4u)", "((lane / 8u) & 4u)", "schedules"),
     # Attention's arithmetic
-    _attention("one key too many", "column + e >= length", "column + e > length", "wrong"),
-    _attention("no mask", "const bool masked = ", "const bool masked = false && ", "wrong"),
+    _attention("one key too many", "column + e < length) continue", "column + e <= length) continue", "wrong"),
+    _attention("no mask", "if (key0 + part + 32 > length) {", "if (false) {", "wrong"),
     _attention("one row too many", "if (row < length) {", "if (row <= length) {", "emulator"),
     _attention("one key block too few", "key0 < length; key0 += KEYS", "key0 < length - 1; key0 += KEYS", "wrong"),
     _attention(
@@ -151,14 +161,15 @@ MUTANTS: tuple[Mutant, ...] = (
     _attention(
         "the accumulator does not fade", "k_frag_get(acc[d], r, e) * fade)", "k_frag_get(acc[d], r, e))", "wrong"
     ),
-    _attention("the total does not fade", "total[r] * fade + sum", "total[r] + sum", "wrong"),
-    _attention("no scale", "k_frag_get(score[j], r, e) * scale", "k_frag_get(score[j], r, e)", "wrong"),
+    _attention("the total does not fade", "total[r] = total[r] * fade;", "", "wrong"),
+    _attention("no scale", "* scale - offset", "- offset", "wrong"),
     _attention(
         "no maximum taken off",
-        "k_exp2(k_frag_get(score[j], r, e) - best)",
-        "k_exp2(k_frag_get(score[j], r, e))",
+        "const float offset = top[r] * scale;",
+        "const float offset = 0.0f;",
         "wrong",
     ),
+    _attention("no rescaling after the first keys", "8.0f / scale", "1.0e4f / scale", "wrong"),
     # Norms
     _norm("the mean is not taken off", "v[i] = v[i] - mean;", "", "wrong"),
     _norm("no epsilon", " + params[0]", "", "wrong", dtype="float32"),
@@ -193,6 +204,37 @@ MUTANTS: tuple[Mutant, ...] = (
     _swiglu("a double literal", "y.x = g.x / (1.0f", "y.x = g.x / (1.0", "compile"),
     _swiglu("half of the columns unwritten", "part < 8;", "part < 4;", "wrong"),
     _swiglu("a misaligned store", "k_store4(to + part, y)", "k_store4(to + part + 1, y)", "emulator", Build.ERASED),
+    # Activation
+    _activate(
+        "GELU's powers in the wrong order",
+        "p * t + k_splat4(7.29398616e-2f)",
+        "p + t * k_splat4(7.29398616e-2f)",
+        "wrong",
+    ),
+    _activate(
+        "a wrong coefficient of GELU", "k_splat4(-2.50952447e-4f)", "k_splat4(-3.50952447e-4f)", "wrong", "float32"
+    ),
+    _activate("GELU for the form with tanh", "if (KIND == 1)", "if (KIND == 0)", "wrong"),
+    _activate("the cube of x left out", "t * 0.044715f + k_splat4(1.0f)", "k_splat4(1.0f)", "wrong"),
+    _activate("SiLU for ReLU", "if (KIND == 2)", "if (KIND == 4)", "wrong"),
+    _activate("ReLU the other way", "v.z < 0.0f ?", "v.z > 0.0f ?", "wrong"),
+    _activate(
+        "NaN where exp overflows",
+        "v.w / (1.0f + k_exp(-logit.w))",
+        "v.w * (1.0f - k_exp(-logit.w) / (1.0f + k_exp(-logit.w)))",
+        "wrong",
+    ),
+    _activate("a double literal", "y.x = v.x / (1.0f", "y.x = v.x / (1.0", "compile"),
+    _activate("half of the elements unwritten", "part < 8;", "part < 4;", "wrong"),
+    _activate("threads that overlap by half", "* size_t(8);", "* size_t(4);", "wrong"),
+    _activate("a threadgroup too far", "size_t(k_group.x)", "size_t(k_group.x + 1u)", "emulator"),
+    _activate(
+        "a misaligned store",
+        "k_store4(out + at + size_t(part), y)",
+        "k_store4(out + at + size_t(part + 1), y)",
+        "emulator",
+        build=Build.ERASED,
+    ),
     # Pooling
     _pool("the unsound flag inverted", "sound ? 0 : 1", "sound ? 1 : 0", "wrong"),
     _pool("NaN passed over", "k_finite(squares) && squares > 0.0f", "!(squares <= 0.0f || squares > 3.0e38f)", "wrong"),

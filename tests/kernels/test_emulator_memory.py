@@ -86,6 +86,16 @@ def test_threadgroup_memory_ends_at_32_kilobytes(build: Build) -> None:
         spills.run({}, outputs, **ONE_SIMDGROUP)
 
 
+def test_a_threadgroup_array_is_aligned_as_it_is_declared() -> None:
+    inputs, outputs = {"x": numbers(8, FLOAT16)}, {"y": ((8,), FLOAT16)}
+    source = "threadgroup half part[8]; *(threadgroup uint4*)part = *(const device uint4*)x; y[0] = part[7];"
+    bare, aligned = (compiled(text, inputs, outputs, Build.ERASED) for text in (source, f"alignas(16) {source}"))
+    for schedule in Schedule:
+        assert aligned.run(inputs, outputs, **ONE_SIMDGROUP, schedule=schedule)[0][0] == inputs["x"][7]
+    with pytest.raises(EmulatorError, match=r"kernel.metal:\d+: a misaligned access"):
+        bare.run(inputs, outputs, **ONE_SIMDGROUP, schedule=Schedule.RANDOM)
+
+
 @builds
 def test_what_nobody_wrote_is_not_a_number(build: Build) -> None:
     outputs: dict[str, Output] = {"y": ((64,), FLOAT16), "z": ((32,), FLOAT32), "n": ((2,), INT32)}

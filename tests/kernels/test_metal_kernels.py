@@ -121,7 +121,7 @@ def test_embed_norm_takes_any_width_and_reads_the_last_rows(
 
 @settings(fixed)
 @given(
-    quads=st.integers(1, 254),
+    quads=st.integers(1, 510),
     cut=st.integers(0, 40),
     pooling=st.sampled_from(sorted(POOLING)),
     normalize=st.booleans(),

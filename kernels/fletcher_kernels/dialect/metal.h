@@ -6,7 +6,7 @@ using namespace metal;
 
 #define K_GLOBAL device
 #define K_SHARED threadgroup
-#define K_SHARED_ARRAY(T, name, n) threadgroup T name[n]
+#define K_SHARED_ARRAY(T, name, n) alignas(16) threadgroup T name[n]
 #define K_BARRIER() threadgroup_barrier(mem_flags::mem_threadgroup)
 
 METAL_FUNC float k_exp(float x) { return metal::exp(x); }

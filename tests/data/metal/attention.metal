@@ -59,6 +59,9 @@ template <typename T, int H, int D, int QK_PARTS>
     total[r] = 0.0f;
   }
   const float scale = 1.4426950408889634f * k_rsqrt(float(D));  // softmax in powers of two
+  // What was summed so far is rescaled only when the largest score grew by a factor of 2^8: no value comes near to
+  // overflow before that, and from the second keys on it hardly ever happens.
+  const float slack = 8.0f / scale;
   const int column = k_frag_col(k_lane);
 
   for (int key0 = 0; key0 < length; key0 += KEYS) {
@@ -81,30 +84,38 @@ template <typename T, int H, int D, int QK_PARTS>
             k_frag_mma(score[j], q[d], kt);
           }
         }
+        if (key0 + part + 32 > length) {
+          for (int j = 0; j < 4; j++) {
+            for (int e = 0; e < 2; e++) {
+              if (key0 + part + j * 8 + column + e < length) continue;
+              for (int r = 0; r < K_LANE_ROWS; r++) k_frag_set(score[j], r, e, -1.0e30f);
+            }
+          }
+        }
         for (int r = 0; r < K_LANE_ROWS; r++) {
           float best = top[r];
           for (int j = 0; j < 4; j++) {
             for (int e = 0; e < 2; e++) {
-              const bool masked = key0 + part + j * 8 + column + e >= length;
-              const float s = masked ? -1.0e30f : k_frag_get(score[j], r, e) * scale;
-              k_frag_set(score[j], r, e, s);
+              const float s = k_frag_get(score[j], r, e);
               best = best > s ? best : s;
             }
           }
           best = k_row_max(best);
-          const float fade = k_exp2(top[r] - best);
-          float sum = 0.0f;
-          for (int j = 0; j < 4; j++) {
-            for (int e = 0; e < 2; e++) {
-              const float p = k_exp2(k_frag_get(score[j], r, e) - best);
-              k_frag_set(score[j], r, e, p);
-              sum += p;
+          if (best > top[r] + slack) {
+            const float fade = k_exp2((top[r] - best) * scale);
+            top[r] = best;
+            total[r] = total[r] * fade;
+            for (int d = 0; d < CHUNKS; d++) {
+              for (int e = 0; e < 2; e++) k_frag_set(acc[d], r, e, k_frag_get(acc[d], r, e) * fade);
             }
           }
-          total[r] = total[r] * fade + sum;  // of this lane's columns; joined over the row at the end
-          top[r] = best;
-          for (int d = 0; d < CHUNKS; d++) {
-            for (int e = 0; e < 2; e++) k_frag_set(acc[d], r, e, k_frag_get(acc[d], r, e) * fade);
+          const float offset = top[r] * scale;
+          for (int j = 0; j < 4; j++) {
+            for (int e = 0; e < 2; e++) {
+              const float p = k_exp2(k_frag_get(score[j], r, e) * scale - offset);
+              k_frag_set(score[j], r, e, p);
+              total[r] += p;  // of this lane's columns; joined over the row at the end
+            }
           }
         }
         for (int k = 0; k < 32 / K_FRAG_K; k++) {

@@ -1,6 +1,6 @@
 // dialect/metal.h
-template <typename T, typename O, int D, int DIM, int POOLING, bool NORMALIZE>
-[[kernel]] void custom_kernel_pool__float16_t_float_384_384_0_1_float16_t_int32_t_float_int32_t(
+template <typename T, typename O, int D, int DIM, int POOLING, bool NORMALIZE, int SIMDS>
+[[kernel]] void custom_kernel_pool__float16_t_float_384_384_0_1_8_float16_t_int32_t_float_int32_t(
   const device float16_t* x [[buffer(0)]],
   const device int32_t* cu_seqlens [[buffer(1)]],
   device float* out [[buffer(2)]],
@@ -15,8 +15,7 @@ template <typename T, typename O, int D, int DIM, int POOLING, bool NORMALIZE>
   const uint k_simd = simdgroup_index_in_threadgroup;
   // Token vectors [T, D] -> one vector a sequence, [n, DIM]: mean (POOLING 0), first (1) or last token (2), the leading
   // DIM elements, L2-normalized if NORMALIZE; flags[n]: 1 where the result is not finite or has no length. One
-  // threadgroup a sequence; sums are float32. cu_seqlens: int32 [n + 1].
-  constexpr int SIMDS = 8;
+  // threadgroup of SIMDS SIMD-groups a sequence; sums are float32. cu_seqlens: int32 [n + 1].
   constexpr int N = (DIM + 127) / 128;
   constexpr int OWN = (DIM + SIMDS * 32 - 1) / (SIMDS * 32);
   K_SHARED_ARRAY(float, parts, SIMDS * DIM);
@@ -72,4 +71,4 @@ template <typename T, typename O, int D, int DIM, int POOLING, bool NORMALIZE>
 
 }
 
-template [[host_name("custom_kernel_pool__float16_t_float_384_384_0_1_float16_t_int32_t_float_int32_t")]] [[kernel]] decltype(custom_kernel_pool__float16_t_float_384_384_0_1_float16_t_int32_t_float_int32_t<float16_t, float, 384, 384, 0, 1>) custom_kernel_pool__float16_t_float_384_384_0_1_float16_t_int32_t_float_int32_t<float16_t, float, 384, 384, 0, 1>;
+template [[host_name("custom_kernel_pool__float16_t_float_384_384_0_1_8_float16_t_int32_t_float_int32_t")]] [[kernel]] decltype(custom_kernel_pool__float16_t_float_384_384_0_1_8_float16_t_int32_t_float_int32_t<float16_t, float, 384, 384, 0, 1, 8>) custom_kernel_pool__float16_t_float_384_384_0_1_8_float16_t_int32_t_float_int32_t<float16_t, float, 384, 384, 0, 1, 8>;

@@ -27,8 +27,9 @@ _SHAPE_SUFFIXES = ("_shape", "_strides", "_ndim")
 class Schedule(IntEnum):
     """In which order simdgroups, and the lanes of each, run up to their next meeting point.
 
-    REVERSE also places every buffer's first byte, not its last, next to an unmapped page; INTERLEAVED also changes
-    simdgroups between two SIMD operations. A kernel without races gives the same bits in all four.
+    REVERSE also places every buffer's first byte, not its last, next to an unmapped page; RANDOM aligns threadgroup
+    arrays no better than they are declared; INTERLEAVED also changes simdgroups between two SIMD operations. A kernel
+    without races gives the same bits in all four.
     """
 
     FORWARD = 0

@@ -1,6 +1,7 @@
 """Metal text into a C++ translation unit, by three mechanical rewrites; every line keeps its number.
 
-- `threadgroup float part[N];` becomes a reference into the emulator's threadgroup memory;
+- `threadgroup float part[N];` becomes a reference into the emulator's threadgroup memory, aligned as `alignas(16)`
+  before it says;
 - `vec<T, 4>(...)`, a constructor call that C++ has not, becomes a call of `make_vector`;
 - the explicit instantiation gives the template arguments of the call that follows the text, where kernel attributes
   become the values of the running thread.
@@ -34,7 +35,8 @@ _ELEMENTS = {
 _TYPE = r"[\w:]+(?:\s*<[^;<>]*(?:<[^;<>]*>[^;<>]*)*>)?"
 _BOUNDS = r"(?:\s*\[[^\[\];]*(?:\[[^\[\]]*\][^\[\]]*)*\])*"
 _DECLARATION = re.compile(
-    rf"(?<![\w*&(,<])(?P<indent>\s*)threadgroup[^\S\n]+(?P<type>{_TYPE})[^\S\n]+"
+    rf"(?<![\w*&(,<])(?P<indent>\s*)(?:alignas\((?P<alignment>\d+)\)[^\S\n]+)?"
+    rf"threadgroup[^\S\n]+(?P<type>{_TYPE})[^\S\n]+"
     rf"(?P<names>\w+{_BOUNDS}(?:\s*,\s*\w+{_BOUNDS})*)\s*(?P<end>;|=|(?=\n))"
 )
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
@@ -122,11 +124,12 @@ def _argument(parameter: str, buffers: list[Buffer]) -> str:
 def _threadgroup_references(match: re.Match[str]) -> str:
     if match["end"] == "=":
         raise EmulatorError(f"Metal has no initialiser for threadgroup memory: {match[0].strip()}")
+    alignment = match["alignment"] or 1
     declared = []
     for declarator in re.split(r",(?![^\[]*\])", match["names"]):
         name, bounds = re.fullmatch(r"\s*(\w+)\s*(.*?)\s*", declarator, re.DOTALL).groups()  # type: ignore[union-attr]
         if not bounds and not match["end"]:
             return match[0]  # `threadgroup T name` at the end of a line: the middle of a parameter list
         array = f"{match['type']}{bounds}"
-        declared.append(f'auto& {name} = ::emulator::threadgroup_array<{array}>("{name}", [] {{}})')
+        declared.append(f'auto& {name} = ::emulator::threadgroup_array<{array}, {alignment}>("{name}", [] {{}})')
     return match["indent"] + "; ".join(declared) + match["end"]

@@ -79,7 +79,7 @@ void leave();  // from the running fibre to the scheduler
 void raise(Worker& self, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
 void map_guarded(Guarded& guarded, size_t capacity);
-void place(Guarded& guarded, size_t bytes, size_t alignment, bool at_front);
+void place(Guarded& guarded, size_t bytes, size_t alignment, bool at_front, size_t short_of_end);
 bool touched_outside(const Guarded& guarded);
 const char* describe(const void* address, const Launch& launch, const ThreadgroupArrays& memory, char* text,
                      size_t size);

@@ -6,12 +6,13 @@
 namespace emulator {
 
 // `Declaration` is the type of a lambda at the place of the declaration: one for each, and for each instantiation.
-template <typename Array, typename Declaration>
+template <typename Array, size_t at_least, typename Declaration>
 inline threadgroup Array& threadgroup_array(const char* name, Declaration) {
   static_assert(std::is_trivially_default_constructible_v<std::remove_all_extents_t<Array>>,
                 "Metal has no threadgroup array of a type with a constructor");
   static char key;
-  return *(threadgroup Array*)threadgroup_array(&key, name, sizeof(Array), alignof(Array));
+  constexpr size_t alignment = alignof(Array) > at_least ? alignof(Array) : at_least;
+  return *(threadgroup Array*)threadgroup_array(&key, name, sizeof(Array), alignment);
 }
 
 // Becomes whatever pointer the kernel declares, in whatever address space.
