@@ -1,12 +1,13 @@
 """A matrix product with its activation in one CUDA kernel, for Hopper: act(a @ weight.T + bias), written once.
 
 In: `a` of (tokens, k), and a weight packed once by `pack_weight` into the layout of shared memory. Out: (tokens, n), or
-(tokens, n / 2) for SwiGLU. It saves the write and two reads of the product before its activation. `dense_act` is the
-same in plain MLX operations, `reference` in NumPy's float64.
+(tokens, n / 2) for SwiGLU. It saves the write and two reads of the product before its activation. "rope" is not an
+activation but the rotation of query and key, the leading two thirds of a packed QKV. `dense_act` is the same in plain
+MLX operations, `reference` in NumPy's float64; of "rope", `fletcher_kernels.rope` has both.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -15,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fletcher_kernels.build import read
+from fletcher_kernels.launching import launches_singly
 
-Activation = Literal["none", "gelu", "gelu_tanh", "relu", "silu", "swiglu"]
-ACTIVATIONS: tuple[Activation, ...] = ("none", "gelu", "gelu_tanh", "relu", "silu", "swiglu")
+Activation = Literal["none", "gelu", "gelu_tanh", "relu", "silu", "swiglu", "rope"]
+ACTIVATIONS: tuple[Activation, ...] = ("none", "gelu", "gelu_tanh", "relu", "silu", "swiglu", "rope")
 
 # Of one block of an H100 or H200, and their number of multiprocessors (MLX 0.32 does not tell it).
 SHARED_MEMORY = 232448
@@ -26,6 +28,8 @@ MULTIPROCESSORS = 132
 # sigmoid(x * p(x^2)) = Phi(x), p of degree 4 in x^2, fitted on [0, 6] for the smallest largest error of x * sigmoid
 # (Lawson's weights on the logit of Phi): 3.1e-6 anywhere. p stays positive, so nothing needs a clamp.
 GELU_LOGIT = (1.59565515, 7.29398616e-2, -2.50952447e-4, -6.09343888e-5, 2.22526300e-6)
+
+_TURN = ["positions", "cosines", "sines"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,7 @@ class Schedule:
         pass_columns: output columns that an epilogue moves at a time.
         consumers: warpgroups that multiply.
         lag: steps by which a consumer starts after the one before it (streaming).
-        cluster: blocks that share what they load of the weight (streaming). MLX keeps executable CUDA graphs by their
-            shape, and an update of one does not change a cluster: more than 1 only with MLX_USE_CUDA_GRAPHS=0.
+        cluster: blocks that share what they load of the weight (streaming); more than 1 only if `launches_singly`.
         lockstep: blocks keep one slab of the weight and pass over the rows together (stationary).
         paired: two reciprocals by one.
     """
@@ -74,8 +77,21 @@ class Schedule:
         return resident + self.rings * self.stages * stage + staging + self.rings * 128 + 8 * barriers
 
 
-def schedule(n: int, k: int, gated: bool) -> Schedule | None:
-    """What runs fastest for a weight of (n, k), or None where the kernel does not cover it."""
+def schedule(n: int, k: int, gated: bool, head_dim: int = 0) -> Schedule | None:
+    """What runs fastest for a weight of (n, k), or None where the kernel does not cover it.
+
+    `head_dim` is of "rope": a head, and what is turned, must be whole tiles.
+    """
+    how = _fastest(n, k, gated)
+    if how is None or not head_dim:
+        return how
+    if how.block_columns == 192:
+        how = replace(how, block_columns=128)
+    whole = head_dim % 16 == 0 and how.block_columns % head_dim == 0 and n % 3 == 0
+    return how if whole and n // 3 * 2 % how.block_columns == 0 else None
+
+
+def _fastest(n: int, k: int, gated: bool) -> Schedule | None:
     if k % 64 or k < 64 or n % 128 or (gated and n % 256):
         return None
     if 256 < k <= 384:
@@ -90,7 +106,8 @@ def schedule(n: int, k: int, gated: bool) -> Schedule | None:
         return wanted if wanted.shared_memory(k) <= SHARED_MEMORY else Schedule(True, columns, stages=3)
     if n % 256 or k < 256:
         return None
-    return Schedule(False, 256, stages=4, pass_columns=128, lag=2)
+    # SwiGLU of 6144 x 768 and 32,768 rows on an H100: 472 us, 499 us without a cluster; MLX's product alone takes 471.
+    return Schedule(False, 256, stages=4, pass_columns=128, lag=2, cluster=2 if launches_singly() else 1)
 
 
 @dataclass(frozen=True)
@@ -102,6 +119,12 @@ class PackedWeight:
     k: int
     gated: bool
     schedule: Schedule
+    head_dim: int = 0
+
+    @property
+    def columns(self) -> int:
+        """Of the output."""
+        return self.n // 2 if self.gated else self.n
 
 
 def _order(n: int, gated: bool) -> npt.NDArray[np.int64]:
@@ -118,25 +141,29 @@ def packed_index(n: int, k: int, gated: bool, block: int) -> npt.NDArray[np.int6
     return index.reshape(-1)
 
 
-def pack_weight(weight: mx.array, *, gated: bool = False, how: Schedule | None = None) -> PackedWeight:
+def pack_weight(
+    weight: mx.array, *, gated: bool = False, head_dim: int = 0, how: Schedule | None = None
+) -> PackedWeight:
     """Pack a weight of (n, k), float16 or bfloat16, once at load. A gated one is its gate's rows, then its up's.
+
+    `head_dim` for "rope" only: the rows are those of query, key and value, in heads of so many.
 
     Raises:
         ValueError: the kernel does not cover this size.
     """
     n, k = weight.shape
-    how = how or schedule(n, k, gated)
+    how = how or schedule(n, k, gated, head_dim)
     if how is None:
         raise ValueError(f"gemm_act does not cover a weight of {n} x {k}; `supported` tells which it does")
     index = mx.array(packed_index(n, k, gated, how.block_columns).astype(np.uint32))
     data = mx.take(weight.reshape(n * k // 8, 8), index, axis=0).reshape(n, k)
     mx.eval(data)
-    return PackedWeight(data, n, k, gated, how)
+    return PackedWeight(data, n, k, gated, how, head_dim)
 
 
-def supported(shape: tuple[int, int], dtype: mx.Dtype, *, gated: bool = False) -> bool:
+def supported(shape: tuple[int, int], dtype: mx.Dtype, *, gated: bool = False, head_dim: int = 0) -> bool:
     """Whether the kernel covers a weight of this shape and type on the default device, a Hopper GPU."""
-    if dtype not in (mx.float16, mx.bfloat16) or schedule(*shape, gated) is None:
+    if dtype not in (mx.float16, mx.bfloat16) or schedule(*shape, gated, head_dim) is None:
         return False
     if not mx.cuda.is_available() or mx.default_device().type != mx.gpu:
         return False
@@ -145,7 +172,12 @@ def supported(shape: tuple[int, int], dtype: mx.Dtype, *, gated: bool = False) -
 
 
 def gemm_act(
-    a: mx.array, packed: PackedWeight, bias: mx.array | None = None, *, activation: Activation = "none"
+    a: mx.array,
+    packed: PackedWeight,
+    bias: mx.array | None = None,
+    *,
+    activation: Activation = "none",
+    turn: tuple[mx.array, mx.array, mx.array] | None = None,
 ) -> mx.array:
     """act(a @ weight.T + bias), (tokens, n); for "swiglu" silu(gate) * up, (tokens, n / 2), without a bias.
 
@@ -153,6 +185,8 @@ def gemm_act(
         a: (tokens, k), of the weight's type.
         packed: of `pack_weight`; gated if and only if the activation is "swiglu".
         bias: (n,), of the weight's type.
+        turn: for "rope" and only there: int32 position of each token, and float32 cosines and sines of (positions,
+            head_dim / 2).
 
     Raises:
         ValueError: the arguments do not fit one another.
@@ -166,21 +200,23 @@ def gemm_act(
         )
     if bias is not None and (packed.gated or bias.shape != (packed.n,) or bias.dtype != a.dtype):
         raise ValueError(f"the bias must be of ({packed.n},) and {a.dtype}, and none for swiglu")
-    columns = packed.n // 2 if packed.gated else packed.n
+    if (turn is not None) != (activation == "rope") or bool(packed.head_dim) != (activation == "rope"):
+        raise ValueError(f"angles and heads belong to 'rope', the activation is {activation!r}")
     if tokens == 0:
-        return mx.zeros((0, columns), a.dtype)
-    how = packed.schedule
-    out: mx.array = _built(packed.n, k, activation, a.dtype == mx.bfloat16, bias is not None, how)(
-        inputs=[a, packed.data] + ([] if bias is None else [bias]),
+        return mx.zeros((0, packed.columns), a.dtype)
+    how, bfloat = packed.schedule, a.dtype == mx.bfloat16
+    kernel = _built(packed.n, k, activation, bfloat, bias is not None, how, packed.head_dim)
+    out: mx.array = kernel(
+        inputs=[a, packed.data, *([] if bias is None else [bias]), *(turn or ())],
         grid=(MULTIPROCESSORS // how.cluster * how.cluster * how.threads, 1, 1),
         threadgroup=(how.threads, 1, 1),
-        output_shapes=[(tokens, columns), (MULTIPROCESSORS * how.rings * 128,)],
+        output_shapes=[(tokens, packed.columns), (MULTIPROCESSORS * how.rings * 128,)],
         output_dtypes=[a.dtype, mx.uint8],
     )[0]
     return out
 
 
-def header(n: int, k: int, activation: Activation, bfloat: bool, biased: bool, how: Schedule) -> str:
+def header(n: int, k: int, activation: Activation, bfloat: bool, biased: bool, how: Schedule, head_dim: int = 0) -> str:
     """All that stands before the generated function: the sizes, `wgmma` for them, and gemm_act.h."""
     sizes = {
         "K": k,
@@ -194,6 +230,8 @@ def header(n: int, k: int, activation: Activation, bfloat: bool, biased: bool, h
         "THREADS": how.threads,
         "SHARED": how.shared_memory(k),
         "ACTIVATION": ACTIVATIONS.index(activation),
+        "HEAD": head_dim,
+        "ROTATED": n // 3 * 2 if head_dim else 0,
     }
     constants = "".join(f"constexpr int {name} = {value};\n" for name, value in sizes.items())
     switches = {"STATIONARY": how.stationary, "IS_BFLOAT": bfloat, "LOCKSTEP": how.lockstep, "PAIRED": how.paired}
@@ -202,6 +240,7 @@ def header(n: int, k: int, activation: Activation, bfloat: bool, biased: bool, h
     return (
         "#include <cuda_bf16.h>\n#include <cuda_fp16.h>\n"
         f"#define GEMM_CLUSTER {how.cluster}\n#define GEMM_BIAS {'bias' if biased else 'nullptr'}\n"
+        f"#define GEMM_ANGLES {', '.join(_TURN if head_dim else ['nullptr'] * 3)}\n"
         f"namespace fletcher_gemm {{\nusing element = {'__nv_bfloat16' if bfloat else '__half'};\n"
         f"{constants}{flags}{gelu}{_wgmma(how.block_columns, 'bf16' if bfloat else 'f16')}}}\n{read('cuda/gemm_act.h')}"
     )
@@ -222,13 +261,13 @@ def _wgmma(columns: int, operand: str) -> str:
 
 
 @cache
-def _built(n: int, k: int, activation: Activation, bfloat: bool, biased: bool, how: Schedule) -> Any:
-    before, text = header(n, k, activation, bfloat, biased, how), read("cuda/gemm_act.k")
+def _built(n: int, k: int, activation: Activation, bfloat: bool, biased: bool, how: Schedule, head_dim: int = 0) -> Any:
+    before, text = header(n, k, activation, bfloat, biased, how, head_dim), read("cuda/gemm_act.k")
     # MLX keeps compiled CUDA kernels on disk under their name alone: another text must have another name.
     digest = hashlib.sha256((before + text).encode()).hexdigest()[:12]
     return mx.fast.cuda_kernel(
         name=f"fletcher_gemm_act_{digest}",
-        input_names=["a", "weight"] + (["bias"] if biased else []),
+        input_names=["a", "weight", *(["bias"] if biased else []), *(_TURN if head_dim else [])],
         output_names=["out", "maps"],
         header=before,
         source=text,

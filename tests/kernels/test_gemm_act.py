@@ -112,7 +112,14 @@ def test_plain_operations_and_the_reference_agree(activation):
 @pytest.mark.parametrize(("n", "k", "gated"), SIZES)
 def test_a_schedule_fits_a_block(n, k, gated):
     assert schedule(n, k, gated).shared_memory(k) <= gemm_act.SHARED_MEMORY
-    assert schedule(n, k, gated).cluster == 1  # an update of a CUDA graph, of which MLX makes many, loses it
+
+
+def test_blocks_share_a_weight_only_where_mlx_makes_no_graphs(monkeypatch):
+    """An update of a CUDA graph, of which MLX makes many, loses the cluster."""
+    for singly, cluster in ((True, 2), (False, 1)):
+        monkeypatch.setattr(gemm_act, "launches_singly", lambda singly=singly: singly)
+        assert schedule(6144, 768, True).cluster == cluster
+        assert schedule(1536, 384, False).cluster == 1
 
 
 @pytest.mark.parametrize(("rows", "slabs", "grid"), [(1, 8, 132), (64, 8, 132), (4113, 12, 132), (32768, 2, 132)])

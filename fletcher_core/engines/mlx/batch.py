@@ -8,6 +8,7 @@ from fletcher_kernels.attention import attention_tiles
 from fletcher_kernels.kernel import at_least
 from fletcher_kernels.norm import sequences_array
 
+from fletcher_core.engines.mlx.transfer import Transfer
 from fletcher_core.tokens import Int32, TokenBatch
 
 
@@ -26,10 +27,18 @@ class FilledBatch:
     parts: tuple[int, int, int, int]
 
     @classmethod
-    def fill(cls, batch: TokenBatch, bucket: int, tile_rows: int) -> "FilledBatch":
-        """Fill `batch` up to `bucket` tokens; `tile_rows` as the attention kernel of the device has them."""
+    def fill(cls, batch: TokenBatch, bucket: int, tile_rows: int, max_positions: int) -> "FilledBatch":
+        """Fill `batch` up to `bucket` tokens.
+
+        Args:
+            batch: at most `bucket` tokens.
+            bucket: tokens.
+            tile_rows: as the attention kernel of the device has them.
+            max_positions: of the model, for the filling too.
+        """
         used = len(batch.ids)
-        starts = np.concatenate([batch.cu_seqlens[:-1], np.arange(used, bucket, tile_rows), [bucket]]).astype(np.int32)
+        filling = np.arange(used, bucket, min(tile_rows, max_positions))
+        starts = np.concatenate([batch.cu_seqlens[:-1], filling, [bucket]]).astype(np.int32)
         arrays = (
             batch.ids,
             np.zeros(bucket - used, dtype=np.int32),
@@ -54,9 +63,9 @@ class DeviceBatch:
     tiles: mx.array
 
     @classmethod
-    def upload(cls, batch: FilledBatch) -> "DeviceBatch":
+    def upload(cls, batch: FilledBatch, transfer: Transfer) -> "DeviceBatch":
         """Copy it there; on the thread that owns the device."""
-        data = mx.array(batch.data)
+        data = transfer.upload(batch.data)
         ends = np.cumsum(batch.parts).tolist()
         ids, cu_seqlens, sizes, tiles = (
             data[end - length : end] for end, length in zip(ends, batch.parts, strict=True)

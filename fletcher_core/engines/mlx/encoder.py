@@ -12,8 +12,10 @@ from fletcher_kernels.norm import epsilon_array
 from fletcher_kernels.pool import POOLING
 from fletcher_kernels.selection import KernelSet
 
-from fletcher_core.engines.mlx.activated import activated_product, linear
+from fletcher_core.engines.mlx.activated import activated_product
 from fletcher_core.engines.mlx.batch import DeviceBatch
+from fletcher_core.engines.mlx.product import linear
+from fletcher_core.engines.mlx.query_key_value import Turn, query_key_value
 from fletcher_core.models import Architecture, LayerWeights, Weights
 from fletcher_core.models.package import Pooling
 
@@ -21,7 +23,15 @@ from fletcher_core.models.package import Pooling
 class Layer:
     """One encoder block."""
 
-    def __init__(self, a: Architecture, w: LayerWeights, dtype: mx.Dtype, kernels: KernelSet, params: mx.array):
+    def __init__(
+        self,
+        a: Architecture,
+        w: LayerWeights,
+        dtype: mx.Dtype,
+        kernels: KernelSet,
+        params: mx.array,
+        angles: tuple[mx.array, mx.array] | None,
+    ):
         self.architecture = a
         self.kernels = kernels
         self.params = params
@@ -30,8 +40,9 @@ class Layer:
         def upload(array: np.ndarray | None) -> mx.array:
             return mx.zeros(a.hidden_size, dtype) if array is None else mx.array(array).astype(dtype)
 
-        self.qkv, self.out, self.down = (upload(matrix) for matrix in (w.qkv, w.attention_out, w.down))
-        self.qkv_bias = None if w.qkv_bias is None else upload(w.qkv_bias)
+        self.out, self.down = upload(w.attention_out), upload(w.down)
+        qkv, qkv_bias = upload(w.qkv), None if w.qkv_bias is None else upload(w.qkv_bias)
+        self.qkv = query_key_value(qkv, qkv_bias, a.heads, angles, kernels)
         up_bias = None if w.up_bias is None else upload(w.up_bias)
         self.inner = activated_product(upload(up), up_bias, a.activation, gated=a.gated, kernels=kernels)
         self.biased = w.attention_out_bias is not None
@@ -45,13 +56,10 @@ class Layer:
         found = [value for value in vars(self).values() if isinstance(value, mx.array)]
         return [*found, *self.attention_norm, *self.output_norm]
 
-    def __call__(self, x: mx.array, batch: DeviceBatch, turn: tuple[mx.array, ...] | None, *, last: bool) -> mx.array:
+    def __call__(self, x: mx.array, batch: DeviceBatch, turn: Turn | None, *, last: bool) -> mx.array:
         """[T, h] -> [T, h]; `turn` is positions, cosines and sines of a rotary model; the `last` one gives float32."""
         heads = self.architecture.heads
-        qkv = linear(x, self.qkv, self.qkv_bias)
-        qk = qkv
-        if turn is not None:
-            (qk,) = self.kernels.run("rope", [qkv, *turn], heads=heads)
+        qk, qkv = self.qkv(x, turn)
         (mixed,) = self.kernels.run("attention", [qk, qkv, batch.tiles], heads=heads)
         x = self._add_norm(linear(mixed, self.out), x, self.out_bias, self.attention_norm, wide=False)
         return self._add_norm(linear(self.inner(x), self.down), x, self.down_bias, self.output_norm, wide=last)
@@ -91,10 +99,13 @@ class Encoder:
         self.places = mx.array(places).astype(dtype)
         self.placed = placed
         self.norm = mx.array(w.norm).astype(dtype), mx.array(w.norm_bias).astype(dtype)
+
+        def table(values: np.ndarray) -> mx.array:
+            return mx.array(values.astype(np.float32))
+
         angles = a.rotary_angles()
-        tables = () if angles is None else (np.cos(angles), np.sin(angles))
-        self.angles = tuple(mx.array(table.astype(np.float32)) for table in tables)
-        self.layers = [Layer(a, layer, dtype, kernels, self.params) for layer in w.layers]
+        self.angles = None if angles is None else (table(np.cos(angles)), table(np.sin(angles)))
+        self.layers = [Layer(a, layer, dtype, kernels, self.params, self.angles) for layer in w.layers]
         mx.eval(self.words, self.places, *self.norm, *(layer.arrays for layer in self.layers))
 
     def steps(self, batch: DeviceBatch) -> Iterator[mx.array]:
@@ -105,7 +116,7 @@ class Encoder:
             has_places=self.placed,
         )
         yield x
-        turn = (positions, *self.angles) if self.angles else None
+        turn = None if self.angles is None else (positions, *self.angles)
         for layer in self.layers:
             x = layer(x, batch, turn, last=layer is self.layers[-1])
             yield x

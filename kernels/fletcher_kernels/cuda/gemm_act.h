@@ -1,4 +1,5 @@
-// A matrix product with its activation, for Hopper: act(A[T, K] @ W[N, K]^T + bias), written once.
+// A matrix product with its activation, for Hopper: act(A[T, K] @ W[N, K]^T + bias), written once. Or with the rotation
+// of query and key: the first ROTATED columns, heads of HEAD, turned by the angles of each row's position.
 //
 // gemm_act.py puts the sizes and `wgmma` before this text; the weight comes packed: [N / BN][K / 64][BN][64], each
 // [BN][64] as it lies in shared memory (16-byte pieces swizzled over 128 bytes), so that a stage is one bulk copy.
@@ -21,6 +22,8 @@ constexpr int STEPS = K / BK;
 constexpr int ROW_BYTES = BK * 2;
 constexpr int B_BYTES = BN * ROW_BYTES;
 constexpr bool GATED = ACTIVATION == 5;
+constexpr bool TURNS = ACTIVATION == 6;
+constexpr int HALF_BLOCKS = TURNS ? HEAD / 16 : 1;  // blocks of eight columns in half a head
 constexpr int OUT_COLUMNS = GATED ? N / 2 : N;
 constexpr int TILE_COLUMNS = GATED ? BN / 2 : BN;     // of the output
 constexpr int STAGING_ROW = PASS * 2 + 16;            // padded: eight rows of 16 bytes fall into different banks
@@ -40,6 +43,7 @@ static_assert(K % BK == 0 && N % BN == 0 && BN % 16 == 0 && TILE_COLUMNS % PASS 
 static_assert(AT_BARRIERS + 8 * BARRIERS <= SHARED && SHARED <= 232448, "shared memory");
 static_assert(AT_MAPS % 128 == 0 && AT_RINGS % 1024 == 0 && STAGE_BYTES % 1024 == 0, "alignment");
 static_assert(THREADS == CONSUMER_THREADS + 128 && (CONSUMERS == 2 || CONSUMERS == 3), "threads");
+static_assert(!TURNS || (HEAD % 16 == 0 && BN % HEAD == 0 && ROTATED % BN == 0), "heads");
 static_assert(STATIONARY ? CLUSTER == 1 : LAG < STEPS && LAG <= STAGES && B_BYTES % (CLUSTER * 1024) == 0, "schedule");
 
 // Barriers. A wait that lasts seconds can only be a deadlock: it becomes an error.
@@ -216,14 +220,14 @@ GEMM_FN float logit(float x) {  // of base 2, negated
 }
 
 GEMM_FN float activate(float x) {
-  if (ACTIVATION == 0) return x;
+  if (ACTIVATION == 0 || TURNS) return x;
   if (ACTIVATION == 3) return fmaxf(x, 0.0f);
   return x * reciprocal_fast(1.0f + exp2_fast(logit(x)));
 }
 
 // Two at once. PAIRED: by one reciprocal of both, which the special function units, the slowest here, feel.
 GEMM_FN float2 activate(float x, float y) {
-  if (!PAIRED || ACTIVATION == 0 || ACTIVATION == 3) return float2{activate(x), activate(y)};
+  if (!PAIRED || ACTIVATION == 0 || ACTIVATION == 3 || TURNS) return float2{activate(x), activate(y)};
   const float a = 1.0f + exp2_fast(fminf(logit(x), 60.0f)), b = 1.0f + exp2_fast(fminf(logit(y), 60.0f));
   const float r = reciprocal_fast(a * b);
   return float2{x * (r * b), y * (r * a)};
@@ -244,10 +248,43 @@ GEMM_FN float2 widen(u32 pair, const __nv_bfloat16*) {
 
 GEMM_FN u32 narrow(float x, float y) { return narrow(x, y, (const element*)nullptr); }
 
+// Rotary positions. A thread has both halves of a head: columns 2q, 2q+1 of every block of eight, in two rows.
+struct Angles {
+  const int* positions;   // [T]
+  const float *cosines, *sines;  // [P, HEAD / 2]
+};
+
+struct Turn {
+  float2 cosine[2][HALF_BLOCKS], sine[2][HALF_BLOCKS];
+  // Rows `row` and `row` + 8; what is past the last one turns as the last one does, and is not written.
+  GEMM_FN void load(Angles angles, long long row, int rows, int lane) {
+    if constexpr (TURNS) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const long long at = row + 8 * r < rows ? row + 8 * r : rows - 1;
+        const int from = __ldg(angles.positions + at) * (HEAD / 2) + 2 * (lane & 3);
+#pragma unroll
+        for (int b = 0; b < HALF_BLOCKS; ++b) {
+          cosine[r][b] = __ldg((const float2*)(angles.cosines + from + 8 * b));
+          sine[r][b] = __ldg((const float2*)(angles.sines + from + 8 * b));
+        }
+      }
+    }
+  }
+};
+
 // The two outputs of a thread in columns 2q, 2q+1 of block `o` of eight output columns, row `r` of 0 (upper) and 1.
 // Gated weights alternate eight gates, eight ups.
 template <int o, int r>
-GEMM_FN u32 outputs(const float (&sums)[BN / 2], float2 bias) {
+GEMM_FN u32 outputs(const float (&sums)[BN / 2], float2 bias, float2 bias_of_pair, const Turn& turn, bool turns) {
+  if (TURNS && turns) {
+    constexpr int b = TURNS ? o % HALF_BLOCKS : 0;
+    constexpr bool right = TURNS && o % (2 * HALF_BLOCKS) >= HALF_BLOCKS;
+    constexpr int g = 4 * o + 2 * r, pair = TURNS ? 4 * (right ? o - HALF_BLOCKS : o + HALF_BLOCKS) + 2 * r : 0;
+    const float2 c = turn.cosine[r][b], s = right ? turn.sine[r][b] : float2{-turn.sine[r][b].x, -turn.sine[r][b].y};
+    return narrow((sums[g] + bias.x) * c.x + (sums[pair] + bias_of_pair.x) * s.x,
+                  (sums[g + 1] + bias.y) * c.y + (sums[pair + 1] + bias_of_pair.y) * s.y);
+  }
   if (GATED) {
     constexpr int g = GATED ? 8 * o + 2 * r : 0;
     const float2 gates = activate(sums[g], sums[g + 1]);
@@ -263,25 +300,31 @@ GEMM_FN float2 bias_pair(const element* bias, int column) {
   return widen(__ldg((const u32*)(bias + column)), bias);
 }
 
+template <int o>
+GEMM_FN void activate_eight(const float (&sums)[BN / 2], const element* bias, const Turn& turn, bool turns, u32* words) {
+  constexpr int pair = !TURNS ? o : o % (2 * HALF_BLOCKS) >= HALF_BLOCKS ? o - HALF_BLOCKS : o + HALF_BLOCKS;
+  const float2 own = bias_pair(bias, 8 * o), of_pair = TURNS ? bias_pair(bias, 8 * pair) : float2{0.0f, 0.0f};
+  words[0] = outputs<o, 0>(sums, own, of_pair, turn, turns);
+  words[1] = outputs<o, 1>(sums, own, of_pair, turn, turns);
+}
+
 template <int block, int end>
-GEMM_FN void activate_blocks(const float (&sums)[BN / 2], const element* bias, u32* words) {
+GEMM_FN void activate_blocks(const float (&sums)[BN / 2], const element* bias, const Turn& turn, bool turns,
+                             u32* words) {
   if constexpr (block < end) {
-    const float2 left = bias_pair(bias, 16 * block), right = bias_pair(bias, 16 * block + 8);
-    words[0] = outputs<2 * block, 0>(sums, left);
-    words[1] = outputs<2 * block, 1>(sums, left);
-    words[2] = outputs<2 * block + 1, 0>(sums, right);
-    words[3] = outputs<2 * block + 1, 1>(sums, right);
-    activate_blocks<block + 1, end>(sums, bias, words + 4);
+    activate_eight<2 * block>(sums, bias, turn, turns, words);
+    activate_eight<2 * block + 1>(sums, bias, turn, turns, words + 2);
+    activate_blocks<block + 1, end>(sums, bias, turn, turns, words + 4);
   }
 }
 
 // 16 rows x TILE_COLUMNS of a warp: activation, a transpose through the warp's own shared memory, 16-byte stores.
 template <int pass>
-GEMM_FN void write_passes(const float (&sums)[BN / 2], const element* bias, element* out, int rows, u32 staging,
-                          int lane) {
+GEMM_FN void write_passes(const float (&sums)[BN / 2], const element* bias, const Turn& turn, bool turns, element* out,
+                          int rows, u32 staging, int lane) {
   if constexpr (pass < TILE_COLUMNS / PASS) {
     u32 words[PASS / 4];
-    activate_blocks<pass * PASS / 16, (pass + 1) * PASS / 16>(sums, bias, words);
+    activate_blocks<pass * PASS / 16, (pass + 1) * PASS / 16>(sums, bias, turn, turns, words);
     const u32 to = staging + (lane & 15) * STAGING_ROW + (lane >> 4) * 16;
     __syncwarp();  // the pass before has been read
 #pragma unroll
@@ -299,18 +342,18 @@ GEMM_FN void write_passes(const float (&sums)[BN / 2], const element* bias, elem
       if (row < rows)
         *(uint4*)(out + (long long)row * OUT_COLUMNS + pass * PASS + column * 8) = uint4{x, y, z, w};
     }
-    write_passes<pass + 1>(sums, bias, out, rows, staging, lane);
+    write_passes<pass + 1>(sums, bias, turn, turns, out, rows, staging, lane);
   }
 }
 
 // `first_row` of the 64 rows that the warpgroup owns; `tile` counts BN columns of W.
-GEMM_FN void epilogue(const float (&sums)[BN / 2], const element* bias, element* out, long long first_row, int tile,
-                      int total_rows, unsigned char* memory, int warp, int lane) {
+GEMM_FN void epilogue(const float (&sums)[BN / 2], const element* bias, const Turn& turn, element* out,
+                      long long first_row, int tile, int total_rows, unsigned char* memory, int warp, int lane) {
   const long long row = first_row + 16 * (warp & 3);
   const long long left = total_rows - row;
   const int rows = left < 0 ? 0 : left > 16 ? 16 : (int)left;
   const element* of_tile = bias == nullptr ? nullptr : bias + tile * BN + 2 * (lane & 3);
-  write_passes<0>(sums, of_tile, out + row * OUT_COLUMNS + tile * TILE_COLUMNS, rows,
+  write_passes<0>(sums, of_tile, turn, tile * BN < ROTATED, out + row * OUT_COLUMNS + tile * TILE_COLUMNS, rows,
                   shared_address(memory + AT_STAGING) + warp * STAGING_WARP, lane);
 }
 
@@ -343,8 +386,8 @@ struct Share {
   GEMM_FN void next() { at = LOCKSTEP ? end : at + count(); }
 };
 
-GEMM_FN void run_stationary(const element* a, const element* w, const element* bias, element* out, unsigned char* maps,
-                            int rows, unsigned char* memory) {
+GEMM_FN void run_stationary(const element* a, const element* w, const element* bias, Angles angles, element* out,
+                            unsigned char* maps, int rows, unsigned char* memory) {
   const int warp = warp_index(), lane = threadIdx.x & 31;
   const u32 base = shared_address(memory), barriers = base + AT_BARRIERS;
   const u32 b_full = barriers + 16 * RINGS * STAGES, b_free = b_full + 8 * STEPS;
@@ -370,6 +413,9 @@ GEMM_FN void run_stationary(const element* a, const element* w, const element* b
       const int count = share.count(), first = share.first(), stride = share.stride(), slab = share.slab();
       for (int i = consumer; i < count; i += CONSUMERS) {
         u32 before = 0;
+        const long long row = 64ll * (first + i * stride);
+        Turn turn;
+        turn.load(angles, row + 16 * (warp & 3) + lane / 4, rows, lane);
         sums_fence(sums);
 #pragma unroll
         for (int k = 0; k < STEPS; ++k) {
@@ -386,7 +432,7 @@ GEMM_FN void run_stationary(const element* a, const element* w, const element* b
         multiply_wait<0>();
         sums_fence(sums);
         if (lane == 0) barrier_arrive(full + 16 * before + 8);
-        epilogue(sums, bias, out, 64ll * (first + i * stride), slab, rows, memory, warp, lane);
+        epilogue(sums, bias, turn, out, row, slab, rows, memory, warp, lane);
       }
       if (consumer >= count)  // none for this consumer: it still may not fall a slab behind
         for (int k = 0; k < STEPS; ++k) barrier_wait(b_full + 8 * k, segment & 1);
@@ -447,8 +493,8 @@ GEMM_FN void release(u32 barrier, int lane) {  // a stage, to every block that f
   }
 }
 
-GEMM_FN void run_streaming(const element* a, const element* w, const element* bias, element* out, unsigned char* maps,
-                           int rows, unsigned char* memory) {
+GEMM_FN void run_streaming(const element* a, const element* w, const element* bias, Angles angles, element* out,
+                           unsigned char* maps, int rows, unsigned char* memory) {
   constexpr int COLUMN_TILES = N / BN, TILE_ROWS = 64 * CONSUMERS;
   const int warp = warp_index(), lane = threadIdx.x & 31;
   const int rank = blockIdx.x % CLUSTER, cluster = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
@@ -479,6 +525,9 @@ GEMM_FN void run_streaming(const element* a, const element* w, const element* bi
     if (LAG > 0 && consumer > 0 && cluster < tiles) lag_wait(consumer);
     for (int tile = cluster; tile < tiles; tile += clusters) {
       u32 before = step.stage;
+      const long long row = ((long long)(tile / COLUMN_TILES) * CLUSTER + rank) * TILE_ROWS + 64 * consumer;
+      Turn turn;
+      turn.load(angles, row + 16 * (warp & 3) + lane / 4, rows, lane);
       sums_fence(sums);
       barrier_wait(barriers + 16 * before, step.round & 1);
       multiply(sums, of_consumer + before * STAGE_BYTES, weight + before * STAGE_BYTES, true);
@@ -498,8 +547,7 @@ GEMM_FN void run_streaming(const element* a, const element* w, const element* bi
       multiply_wait<0>();
       sums_fence(sums);
       release(barriers + 16 * before + 8, lane);
-      const long long row = ((long long)(tile / COLUMN_TILES) * CLUSTER + rank) * TILE_ROWS + 64 * consumer;
-      epilogue(sums, bias, out, row, tile % COLUMN_TILES, rows, memory, warp, lane);
+      epilogue(sums, bias, turn, out, row, tile % COLUMN_TILES, rows, memory, warp, lane);
     }
   } else {
     registers_of_producer();
@@ -529,12 +577,12 @@ GEMM_FN void run_streaming(const element* a, const element* w, const element* bi
   if (CLUSTER > 1) cluster_barrier();  // no block leaves while another may write to it
 }
 
-GEMM_FN void run(const element* a, const element* w, const element* bias, element* out, unsigned char* maps, int rows,
-                 unsigned char* memory) {
+GEMM_FN void run(const element* a, const element* w, const element* bias, Angles angles, element* out,
+                 unsigned char* maps, int rows, unsigned char* memory) {
   if (STATIONARY)
-    run_stationary(a, w, bias, out, maps, rows, memory);
+    run_stationary(a, w, bias, angles, out, maps, rows, memory);
   else
-    run_streaming(a, w, bias, out, maps, rows, memory);
+    run_streaming(a, w, bias, angles, out, maps, rows, memory);
 }
 
 }  // namespace fletcher_gemm

@@ -20,6 +20,7 @@ from fletcher_core.engines.choose import has_gpu
 from fletcher_core.engines.mlx import engine as mlx_engine
 from fletcher_core.engines.mlx.batch import FilledBatch
 from fletcher_core.engines.mlx.engine import MlxEngine
+from fletcher_core.engines.mlx.transfer import Transfer
 from fletcher_core.errors import ConfigError, EngineError
 from fletcher_core.models import ModelPackage, Weights, load_weights
 from fletcher_core.token_budget import TokenBudget
@@ -43,7 +44,7 @@ def make(folder: Path, precision: str = "fp32", change: Callable[[Weights], Weig
 def tiny(golden: Path) -> MlxEngine:
     engine: MlxEngine = make(golden / "bert_tiny", "fp16")
     engine.buckets = (64, 128, 256)  # what the warm-up chooses depends on the machine
-    engine.budget = TokenBudget(engine.buckets, start_tokens=256)
+    engine.flights.budget = TokenBudget(engine.buckets, start_tokens=256)
     return engine
 
 
@@ -163,7 +164,7 @@ def test_a_text_longer_than_the_largest_bucket_runs(golden: Path) -> None:
     """Peers' defect 4: an input over the batch budget must not wait for ever."""
     engine = make(golden / "bert_tiny")
     engine.buckets = (64,)
-    engine.budget = TokenBudget(engine.buckets)
+    engine.flights.budget = TokenBudget(engine.buckets)
     lengths = np.array([3, 130, 5])
     batch = texts_of(lengths.tolist())
     plan = engine.plan(lengths)
@@ -179,12 +180,12 @@ def test_a_stream_of_any_lengths_sends_only_the_shapes_that_were_warmed_up(
 ) -> None:
     sent: list[int] = []
 
-    def submit(batch: FilledBatch, _: Any) -> mx.array:
+    def submit(transfer: Transfer, batch: FilledBatch, _: Any) -> mx.array:
         assert len(batch.source.ids) <= batch.tokens
         sent.append(batch.tokens)
-        return mx.zeros((len(batch.source), tiny.dimension))
+        return transfer.deliver(mx.zeros((len(batch.source), tiny.dimension)))
 
-    monkeypatch.setattr(tiny, "_submit", submit)
+    monkeypatch.setattr(tiny.flights, "submit", submit)
     random = np.random.default_rng(0)
     total = 0
     for window in range(20):

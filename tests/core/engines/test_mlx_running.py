@@ -16,6 +16,7 @@ from fletcher_core.admission import Admission
 from fletcher_core.engines.mlx import engine as mlx_engine
 from fletcher_core.engines.mlx.batch import FilledBatch
 from fletcher_core.engines.mlx.engine import MlxEngine
+from fletcher_core.engines.mlx.transfer import Transfer
 from fletcher_core.errors import DeadlineExceeded, EngineError, RunCancelled
 from fletcher_core.models import ModelPackage, load_weights
 from fletcher_core.stop import Stop
@@ -48,8 +49,8 @@ def loaded(golden: Path) -> MlxEngine:
 def engine(loaded: MlxEngine, monkeypatch: pytest.MonkeyPatch) -> MlxEngine:
     """As after loading on a device that takes 256 tokens at a time."""
     monkeypatch.setattr(loaded, "buckets", BUCKETS)
-    monkeypatch.setattr(loaded, "budget", TokenBudget(BUCKETS, start_tokens=256))
-    monkeypatch.setattr(loaded, "_admission", Admission(loaded.memory, 1.0))
+    monkeypatch.setattr(loaded.flights, "budget", TokenBudget(BUCKETS, start_tokens=256))
+    monkeypatch.setattr(loaded.flights, "admission", Admission(loaded.memory, 1.0))
     return loaded
 
 
@@ -62,18 +63,18 @@ def expected(loaded: MlxEngine) -> np.ndarray:
 def sent(engine: MlxEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Tokens of each batch that goes to the device."""
     tokens: list[int] = []
-    submit = engine._submit
+    submit = engine.flights.submit
 
-    def counted(batch: FilledBatch, stop: Stop) -> mx.array:
+    def counted(transfer: Transfer, batch: FilledBatch, stop: Stop) -> mx.array:
         tokens.append(batch.tokens)
-        return submit(batch, stop)
+        return submit(transfer, batch, stop)
 
-    monkeypatch.setattr(engine, "_submit", counted)
+    monkeypatch.setattr(engine.flights, "submit", counted)
     return tokens
 
 
 def assert_usable(engine: MlxEngine, expected: np.ndarray) -> None:
-    assert not engine._flying
+    assert not engine.flights.flying
     (vectors,) = engine.run([BATCH])
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
@@ -97,15 +98,15 @@ def test_engine_survives_a_consumer_that_stops_early(engine: MlxEngine, expected
 def refuse(monkeypatch: pytest.MonkeyPatch, engine: MlxEngine, most: int, times: int = 1_000_000) -> list[int]:
     """The device refuses memory for batches of more than `most` tokens when they are sent, so many times."""
     refused: list[int] = []
-    submit = engine._submit
+    submit = engine.flights.submit
 
-    def limited(batch: FilledBatch, stop: Stop) -> mx.array:
+    def limited(transfer: Transfer, batch: FilledBatch, stop: Stop) -> mx.array:
         if batch.tokens > most and len(refused) < times:
             refused.append(batch.tokens)
             raise RuntimeError(NO_ROOM)
-        return submit(batch, stop)
+        return submit(transfer, batch, stop)
 
-    monkeypatch.setattr(engine, "_submit", limited)
+    monkeypatch.setattr(engine.flights, "submit", limited)
     return refused
 
 
@@ -144,7 +145,7 @@ def test_memory_that_runs_out_while_the_device_computes_costs_no_vector(
     for each in (*results[:before], *results[before + 1 :]):
         np.testing.assert_allclose(each, expected[:4], atol=1e-5)
     assert engine.budget.current <= 128
-    assert not engine._flying
+    assert not engine.flights.flying
 
 
 def test_one_text_that_the_device_has_no_memory_for_is_an_error_with_its_size(
@@ -160,11 +161,11 @@ def test_one_text_that_the_device_has_no_memory_for_is_an_error_with_its_size(
 def test_any_other_failure_names_the_device_and_leaves_the_engine_usable(
     engine: MlxEngine, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def submit(_: FilledBatch, __: Stop) -> mx.array:
+    def submit(_: Transfer, __: FilledBatch, ___: Stop) -> mx.array:
         raise RuntimeError("[METAL] Command buffer execution failed: Caused GPU Timeout Error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_submit", submit)
+        patch.setattr(engine.flights, "submit", submit)
         with pytest.raises(EngineError, match=f"MLX failed on {engine.device} with 16 texts.*GPU Timeout"):
             list(engine.run([BATCH, BATCH]))
     assert_usable(engine, expected)
@@ -193,15 +194,15 @@ class FakeMemory:
 def test_batches_wait_for_room_on_the_device(
     engine: MlxEngine, expected: np.ndarray, sent: list[int], monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    monkeypatch.setattr(engine, "_admission", Admission(FakeMemory(limit), 1.0))
+    monkeypatch.setattr(engine.flights, "admission", Admission(FakeMemory(limit), 1.0))
     in_flight: list[int] = []
-    submit = engine._submit
+    submit = engine.flights.submit
 
-    def watched(batch: FilledBatch, stop: Stop) -> mx.array:
-        in_flight.append(batch.tokens + sum(flight.batch.tokens for flight in engine._flying))
-        return submit(batch, stop)
+    def watched(transfer: Transfer, batch: FilledBatch, stop: Stop) -> mx.array:
+        in_flight.append(batch.tokens + engine.flights.tokens)
+        return submit(transfer, batch, stop)
 
-    monkeypatch.setattr(engine, "_submit", watched)
+    monkeypatch.setattr(engine.flights, "submit", watched)
     batches = [BATCH.take(np.arange(start, start + 4)) for start in range(0, 16, 4)] * 3
     np.testing.assert_allclose(np.concatenate(list(engine.run(batches))), np.tile(expected, (3, 1)), atol=1e-5)
     assert set(sent) == {64}
@@ -211,12 +212,12 @@ def test_batches_wait_for_room_on_the_device(
 def test_a_batch_that_cannot_fit_is_split_before_it_is_sent(
     engine: MlxEngine, expected: np.ndarray, sent: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "_admission", Admission(FakeMemory(150), 1.0))
+    monkeypatch.setattr(engine.flights, "admission", Admission(FakeMemory(150), 1.0))
     for vectors in engine.run([BATCH] * 3):
         np.testing.assert_allclose(vectors, expected, atol=1e-5)
     assert set(sent) == {128}
     assert engine.budget.current <= 128
-    monkeypatch.setattr(engine, "_admission", Admission(FakeMemory(1), 1.0))
+    monkeypatch.setattr(engine.flights, "admission", Admission(FakeMemory(1), 1.0))
     sent.clear()
     (vectors,) = engine.run([batch_of(100)])  # one text is not divisible: the device decides
     assert vectors.shape == (1, 128)
@@ -253,7 +254,7 @@ def test_cancelling_stops_between_two_pieces_of_a_batch(
             yield x
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_tokens_per_second", 1.0)  # a layer is a piece
+        patch.setattr(engine.flights, "tokens_per_second", 1.0)  # a layer is a piece
         patch.setattr(engine._encoder, "steps", watched)
         with pytest.raises(RunCancelled):
             list(engine.run([BATCH], Stop(cancelled)))
