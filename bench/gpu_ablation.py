@@ -14,7 +14,6 @@ import mlx.core as mx
 import numpy as np
 from fletcher_kernels import KERNELS, gemm_act
 from fletcher_kernels.attention import TILE_ROWS
-from fletcher_kernels.launching import launches_singly
 from fletcher_kernels.selection import FUSED, KernelSet
 from gpu_proof import MINILM, NOMIC, random_weights
 
@@ -35,7 +34,6 @@ def main() -> None:
     options = parser.parse_args()
     dialect = gpu_dialect()
     assert dialect is not None, "MLX finds no GPU here"
-    launches_singly()
     copy, product = copy_bandwidth(), product_rate()
     print(
         f"{device_name(dialect)}: copy {copy / 1e9:.0f} GB/s (read + write), product {product / 1e12:.0f} TFLOP/s; "

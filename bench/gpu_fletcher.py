@@ -92,6 +92,9 @@ def roof(scale: int = 1) -> Result:
     """The same matrix product as the peers' roof, through MLX."""
     import mlx.core as mx
 
+    from fletcher_core.engines.mlx.device import gpu_dialect
+
+    gpu_dialect()
     size = 8192 // scale
     a, b = (mx.random.normal((size, size)).astype(mx.bfloat16) for _ in range(2))
     mx.eval(a, b)

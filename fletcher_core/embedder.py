@@ -216,9 +216,10 @@ class Embedder:
 
     def _embed(self, texts: Column, missing: npt.NDArray[np.bool_], stop: Stop = NEVER) -> Vectors:
         """Vectors of `texts`, zeros for those that are `missing`; any other text without a good vector is an error."""
-        windows = ((start, texts[start : start + WINDOW]) for start in range(0, len(texts), WINDOW))
+        windows = [(start, texts[start : start + WINDOW]) for start in range(0, len(texts), WINDOW)]
         vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
-        for start, result in self.stream(windows, stop):
+        # One window has nothing to overlap with: without another thread, a single text is answered sooner.
+        for start, result in self.stream(windows, stop, ahead=2 if len(windows) > 1 else 0):
             if result.invalid:
                 raise InputError(f"text {start + result.invalid[0].row} {result.invalid[0].reason}")
             if self.encoder.long_text == "error" and result.cut.any():
@@ -270,13 +271,14 @@ class Embedder:
         windows: Iterable[tuple[Payload, Texts]],
         stop: Stop = NEVER,
         on_batch: Callable[[int], None] | None = None,
+        ahead: int = 2,
     ) -> Generator[tuple[Payload, EmbeddedTexts]]:
         """Embed windows of texts one after another without letting the engine wait between them.
 
-        `windows` is drawn from and tokenized on a thread of its own, two windows ahead. Yields each window's payload
-        with its result, in order. Texts that were cut or are invalid and vectors that are unsound are flagged, not
-        raised; a text without tokens has a vector of NaN. `on_batch` is called on this thread with the number of
-        sequences (texts or chunks of them) of each batch that is through.
+        `windows` is drawn from and tokenized on a thread of its own, `ahead` windows in advance; with 0 it happens on
+        this thread. Yields each window's payload with its result, in order. Texts that were cut or are invalid and
+        vectors that are unsound are flagged, not raised; a text without tokens has a vector of NaN. `on_batch` is
+        called on this thread with the number of sequences (texts or chunks of them) of each batch that is through.
 
         Raises:
             InputError: a text is no str, or the array is not of strings.
@@ -287,7 +289,7 @@ class Embedder:
         open_windows: deque[_Window[Payload]] = deque()
         waited = 0.0
 
-        def encode() -> Iterator[_Window[Payload]]:
+        def encode() -> Generator[_Window[Payload]]:
             for payload, texts in windows:
                 started = time.perf_counter()
                 encoded = self.encoder.encode(texts)
@@ -295,7 +297,7 @@ class Embedder:
 
         def batches() -> Generator[TokenBatch]:
             nonlocal waited
-            encoded = prefetch(encode(), depth=2)
+            encoded = prefetch(encode(), ahead) if ahead else encode()
             try:
                 while True:
                     started = time.perf_counter()

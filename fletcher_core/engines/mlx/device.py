@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import mlx.core as mx
 from fletcher_kernels.kernel import Dialect
+from fletcher_kernels.launching import launches_singly
 
 from fletcher_core.errors import EngineError
 
@@ -15,10 +16,13 @@ _SHARE = {"metal": 0.8, "cuda": 0.9, None: 0.5}
 
 
 def gpu_dialect() -> Dialect | None:
-    """The kind of GPU that MLX can use here, or None."""
+    """The kind of GPU that MLX can use here, or None; to be asked before MLX runs anything, see `launches_singly`."""
     if mx.metal.is_available():
         return "metal"
-    return "cuda" if mx.cuda.is_available() else None
+    if not mx.cuda.is_available():
+        return None
+    launches_singly()
+    return "cuda"
 
 
 def device_name(dialect: Dialect | None) -> str:

@@ -16,7 +16,6 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 from fletcher_kernels.attention import TILE_ROWS
-from fletcher_kernels.launching import launches_singly
 from fletcher_kernels.selection import KERNEL_NAMES, OFF, KernelSet, switched_off
 
 from fletcher_core.admission import Admission
@@ -169,8 +168,6 @@ class MlxEngine:
         dialect = None if self._on_cpu else gpu_dialect()
         if dialect is None:
             mx.set_default_device(mx.cpu)
-        elif dialect == "cuda":
-            launches_singly()
         off = switched_off()
         if unknown := sorted(set(off) - set(KERNEL_NAMES)):
             raise ConfigError(f"{OFF} names {', '.join(unknown)}; the kernels are {', '.join(KERNEL_NAMES)}")

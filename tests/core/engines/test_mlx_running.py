@@ -17,7 +17,7 @@ from fletcher_core.engines.mlx import engine as mlx_engine
 from fletcher_core.engines.mlx.batch import FilledBatch
 from fletcher_core.engines.mlx.engine import MlxEngine
 from fletcher_core.engines.mlx.transfer import Transfer
-from fletcher_core.errors import DeadlineExceeded, EngineError, RunCancelled
+from fletcher_core.errors import ConfigError, DeadlineExceeded, EngineError, RunCancelled
 from fletcher_core.models import ModelPackage, load_weights
 from fletcher_core.stop import Stop
 from fletcher_core.token_budget import TokenBudget
@@ -289,3 +289,23 @@ def test_a_slow_host_is_not_taken_for_a_slow_device(engine: MlxEngine, monkeypat
     for _ in engine.run(slow()):
         time.sleep(0.3)
     assert all(seconds < 0.3 for seconds in observed)
+
+
+def test_batch_invariance_is_refused_where_a_stand_in_would_break_it(
+    engine: MlxEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine._require(mlx_engine.BATCH_BOUND)
+    monkeypatch.setitem(engine.kernels.replaced, "attention", "switched off")
+    monkeypatch.setattr(engine.kernels, "uncovered", {"pool", "rope"})
+    with pytest.raises(ConfigError, match=r"attention switched off; pool does not cover.*'fp16' or 'bf16'"):
+        engine._require(mlx_engine.BATCH_BOUND)
+
+
+def test_a_closed_engine_says_so(golden: Path) -> None:
+    package = ModelPackage.read(golden / "bert_tiny")
+    weights = load_weights(package.folder, package.architecture)
+    closed = MlxEngine(package, weights, normalize=True, dimension=128, precision="fp32", on_cpu=True)
+    closed.close()
+    closed.close()
+    with pytest.raises(EngineError, match="this engine is closed: load another one"):
+        list(closed.run([BATCH]))
