@@ -1,4 +1,4 @@
-"""Which engine runs a model here: the GPU through MLX where there is one, the CPU through OpenVINO elsewhere."""
+"""Which engine runs a model here: a GPU through MLX where there is one, else our own code or OpenVINO on the CPU."""
 
 import logging
 from importlib.util import find_spec
@@ -10,7 +10,7 @@ from fletcher_core.models import ModelPackage, Weights
 
 _LOG = logging.getLogger(__name__)
 
-EngineChoice = Literal["auto", "mlx", "openvino"]
+EngineChoice = Literal["auto", "mlx", "native", "openvino"]
 
 
 def has_gpu() -> bool:
@@ -37,13 +37,13 @@ def load_engine(
     """The engine `choice`, with `package` loaded on its device.
 
     Args:
-        choice: "auto" takes a GPU where there is one and it runs the model.
-        threads: of the CPU engine.
-        batch_invariant: of the GPU engine; the CPU engine always is.
-        settings: `normalize`, `dimension` and `precision`, as both engines take them.
+        choice: "auto" takes a GPU where there is one and it runs the model, else the faster of the CPU engines.
+        threads: of the CPU engines.
+        batch_invariant: of the GPU engine; the CPU engines always are.
+        settings: `normalize`, `dimension` and `precision`, as all engines take them.
 
     Raises:
-        ConfigError: there is no such engine, or no GPU for "mlx".
+        ConfigError: there is no such engine, no GPU for "mlx", or another precision than bf16 for "native".
         EngineError: the device cannot run the model.
     """
     if choice not in get_args(EngineChoice):
@@ -63,6 +63,23 @@ def load_engine(
             if choice == "mlx":
                 raise
             _LOG.warning("the GPU engine does not start, the CPU engine takes over: %s", error)
+    if choice == "native" or (choice == "auto" and _native_is_faster(package, settings.get("precision", "auto"))):
+        return _native(package, weights, threads=threads, **settings)
     from fletcher_core.engines.openvino import OpenVinoEngine
 
     return OpenVinoEngine(package, weights, threads=threads, **settings)
+
+
+def _native_is_faster(package: ModelPackage, precision: str) -> bool:
+    """In bfloat16, on a processor without tiles; that unit, which OpenVINO knows to use, has many times the rate."""
+    from fletcher_core.engines.native import engine
+
+    return precision in ("auto", "bf16") and engine.supported(package.architecture) and not engine.has_matrix_unit()
+
+
+def _native(package: ModelPackage, weights: Weights, *, precision: str = "auto", **settings: Any) -> Engine:
+    from fletcher_core.engines.native.engine import NativeEngine
+
+    if precision not in ("auto", "bf16"):
+        raise ConfigError(f"precision is {precision!r} and the native engine computes in bf16: use engine='openvino'")
+    return NativeEngine(package, weights, **settings)

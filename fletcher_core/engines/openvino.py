@@ -5,7 +5,6 @@ Padded lengths are rounded up to 16 tokens. That costs some padding and gains mo
 same to the last bit in whatever batch it runs. `tests/core/engines` holds it to that.
 """
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import get_args
@@ -17,6 +16,7 @@ import openvino.properties as props
 import openvino.properties.hint as hints
 
 from fletcher_core.batching import plan_batches
+from fletcher_core.engines.cores import available_cores
 from fletcher_core.engines.engine import Precision
 from fletcher_core.engines.openvino_graph import encoder_graph
 from fletcher_core.errors import ConfigError, EngineError
@@ -125,11 +125,6 @@ def pad(batch: TokenBatch, multiple: int) -> tuple[npt.NDArray[np.int32], npt.ND
     ids = np.zeros((len(lengths), width), dtype=np.int32)
     ids[np.arange(width, dtype=np.int32) < lengths[:, None]] = batch.ids
     return ids, lengths
-
-
-def available_cores() -> int:
-    """Cores that this process may run on: containers and `taskset` give fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def _choose_precision(wanted: Precision, core: ov.Core) -> str:
