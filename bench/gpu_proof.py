@@ -95,7 +95,8 @@ def golden() -> Iterator[Line]:
             (vectors,) = engine.run([batch])
             cosine = float((vectors * expected["mean_pooled_normalized"]).sum(axis=1).min())
             error = float(np.abs(engine.hidden_states(batch) - hidden).max())
-            bound = {"fp32": 2e-3, "fp16": 2e-3, "bf16": 5e-2}[precision]
+            # Of the largest value. Rounding the weights of nomic_tiny to fp16 alone moves its states by 2.5e-3.
+            bound = {"fp32": 2e-3, "fp16": 2e-3, "bf16": 2e-2}[precision] * float(np.abs(hidden).max())
             replaced = f", replaced: {engine.kernels.replaced}" if engine.kernels.replaced else ""
             yield (
                 cosine >= 0.9999 and error <= bound and not replaced,

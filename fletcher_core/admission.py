@@ -14,6 +14,7 @@ from fletcher_core.errors import ConfigError
 DECAY = 0.02  # share by which an estimate sinks towards each observation below it
 RECOVERY = 1.25  # times the room of the failure: so much must there be before its size is tried again at once
 BACKOFF = 32  # the batches until it is tried again anyway double up to this many times
+GOOD = 8  # times the first patience: after so many batches without a failure the next one is waited for as the first
 
 
 class DeviceMemory(Protocol):
@@ -186,6 +187,10 @@ class Admission:
             elif self._may_retry() and tokens + in_flight_tokens >= self._failed_tokens:
                 self._behind, self._retried = 0, self._failed_tokens
             self._admitted += 1
+        elif self._retried is not None:
+            self._admitted += 1
+            if self._admitted >= GOOD * self._relax_after:  # the retry was not too early: forget it
+                self._retried, self._patience = None, self._relax_after
         return Verdict.RUN
 
     def _may_retry(self) -> bool:
@@ -193,6 +198,7 @@ class Admission:
 
     def _forget_failure(self) -> None:
         self._failed_tokens = self._behind = None
+        self._admitted = 0
 
     def _with_margin(self, tokens: int) -> int:
         return int(self.estimate(tokens) * (1 + self._margin)) + 1

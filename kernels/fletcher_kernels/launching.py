@@ -16,6 +16,7 @@ def launches_singly() -> bool:
     launches, and an updated graph loses the clusters of a kernel. MLX looks at the environment when it first runs
     something: if it already has, nothing is changed.
     """
-    if _VARIABLE not in os.environ and mx.get_peak_memory() == 0:
+    seen = mx.get_peak_memory() + mx.get_active_memory() + mx.get_cache_memory()
+    if _VARIABLE not in os.environ and seen == 0:
         os.environ[_VARIABLE] = "0"
     return os.environ.get(_VARIABLE) == "0"

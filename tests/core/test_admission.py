@@ -322,3 +322,22 @@ def test_a_batch_that_failed_is_not_measured() -> None:
 def test_settings_that_cannot_work_are_refused(bytes_per_token: float, margin: float, relax_after: int) -> None:
     with pytest.raises(ConfigError):
         Admission(SimulatedMemory(), bytes_per_token, margin, relax_after=relax_after)
+
+
+def test_an_early_retry_is_forgotten_once_enough_batches_ran_since() -> None:
+    """Another program that takes memory now and then must not make each ban twice as long as the last."""
+    admission = Admission(SimulatedMemory(), bytes_per_token=KIB, relax_after=3)
+
+    def batches_until_it_may_run() -> int:
+        admission.allocation_failed(100)
+        count = 0
+        while admission.admit(100, 0) is not Verdict.RUN:
+            assert admission.admit(10, 0) is Verdict.RUN
+            count += 1
+        return count
+
+    first = batches_until_it_may_run()
+    for _ in range(4):
+        for _ in range(30):
+            assert admission.admit(100, 0) is Verdict.RUN
+        assert batches_until_it_may_run() == first

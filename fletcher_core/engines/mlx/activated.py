@@ -20,6 +20,7 @@ def activated_product(
     The fused kernel is checked against float64 the first time that a weight of this shape comes; if it fails, it is
     replaced for good.
     """
+    mx.eval(weight, *([] if bias is None else [bias]))
     name: gemm_act.Activation = "swiglu" if gated else activation
     shape = (weight.shape[0], weight.shape[1])
     fused = kernels.dialect == "cuda" and FUSED not in kernels.replaced

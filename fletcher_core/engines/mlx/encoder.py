@@ -52,7 +52,7 @@ class Layer:
 
     @property
     def arrays(self) -> list[mx.array]:
-        """All weights, to be evaluated at load."""
+        """Weights to be evaluated at load; those of the products are already."""
         found = [value for value in vars(self).values() if isinstance(value, mx.array)]
         return [*found, *self.attention_norm, *self.output_norm]
 
@@ -105,7 +105,11 @@ class Encoder:
 
         angles = a.rotary_angles()
         self.angles = None if angles is None else (table(np.cos(angles)), table(np.sin(angles)))
-        self.layers = [Layer(a, layer, dtype, kernels, self.params, self.angles) for layer in w.layers]
+        self.layers: list[Layer] = []
+        replaced: set[str] | None = None
+        while replaced != set(kernels.replaced):  # once more without a kernel that failed: no layer may keep it
+            replaced = set(kernels.replaced)
+            self.layers = [Layer(a, layer, dtype, kernels, self.params, self.angles) for layer in w.layers]
         mx.eval(self.words, self.places, *self.norm, *(layer.arrays for layer in self.layers))
 
     def steps(self, batch: DeviceBatch) -> Iterator[mx.array]:

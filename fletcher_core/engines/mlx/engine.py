@@ -6,6 +6,7 @@ computes one while the host prepares the next and copies the last one out. Work 
 
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +27,7 @@ from fletcher_core.engines.mlx.device import MlxMemory, device_name, gpu_dialect
 from fletcher_core.engines.mlx.encoder import Encoder
 from fletcher_core.engines.mlx.flights import Flight, Flights, vectors_of
 from fletcher_core.engines.mlx.sizing import warm_up
-from fletcher_core.engines.mlx.transfer import transfers
+from fletcher_core.engines.mlx.transfer import Transfers, transfers
 from fletcher_core.errors import ConfigError, EngineError
 from fletcher_core.models import ModelPackage, Weights
 from fletcher_core.stop import NEVER, Stop
@@ -64,7 +65,8 @@ class MlxEngine:
     Attributes: `kernels` (which run and which are replaced), `buckets`, `flights` (what is on the device).
 
     Raises:
-        ConfigError: unknown precision, or an unknown kernel in FLETCHER_KERNELS_OFF.
+        ConfigError: unknown precision, an unknown kernel in FLETCHER_KERNELS_OFF, or `batch_invariant` where a kernel
+            that it needs does not run.
         EngineError: MLX cannot run the model on this device.
     """
 
@@ -90,9 +92,11 @@ class MlxEngine:
         self._on_cpu = on_cpu
         # MLX's streams belong to the thread that made them: all of MLX happens on this one.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fletcher-gpu")
-        self._closed = False
         self._ident = self._thread.submit(threading.get_ident).result()
-        self._call(self._load, weights, precision)
+        opened: list[Transfers] = []
+        self._end = weakref.finalize(self, _end, opened)
+        self._end.atexit = False  # the device goes with the process
+        self._call(self._load, weights, precision, opened)
 
     @property
     def budget(self) -> TokenBudget:
@@ -122,7 +126,7 @@ class MlxEngine:
         finally:
             for future in waiting:
                 future.cancel()
-            if not done:
+            if not done and self._end.alive:
                 self._call(self.flights.drain)
 
     def _fill(self, batch: TokenBatch) -> FilledBatch:
@@ -144,16 +148,16 @@ class MlxEngine:
         return self._call(compute)
 
     def close(self) -> None:
-        """End the engine's thread; the engine cannot be used after that."""
-        if not self._closed:
-            self._call(self._transfers.close)
-            self._closed = True
-            self._thread.shutdown()
+        """End the engine's thread; the engine cannot be used after that. An engine that nobody has any more ends so."""
+        if self._end.alive:
+            self._call(self.flights.drain)
+            self._call(self._end)
+        self._thread.shutdown()
 
     def _submit(
         self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> "Future[Result]":
-        if self._closed:
+        if not self._end.alive:
             raise EngineError("this engine is closed: load another one")
         return self._thread.submit(work, *args, **kwargs)
 
@@ -164,7 +168,7 @@ class MlxEngine:
 
     # From here on everything runs on the engine's thread.
 
-    def _load(self, weights: Weights, precision: Precision) -> None:
+    def _load(self, weights: Weights, precision: Precision, opened: list[Transfers]) -> None:
         dialect = None if self._on_cpu else gpu_dialect()
         if dialect is None:
             mx.set_default_device(mx.cpu)
@@ -175,6 +179,7 @@ class MlxEngine:
             self.device = device_name(dialect)
             self.memory = MlxMemory(dialect)
             self._transfers = transfers(dialect)
+            opened.append(self._transfers)
             # Query tiles of the fallback have no meaning to it: it only needs to know the sequences.
             self._tile_rows = TILE_ROWS[dialect or "metal"]
             for name in ("fp16", "bf16") if precision == "auto" else (precision,):
@@ -208,7 +213,8 @@ class MlxEngine:
             why = "; ".join(f"{name} {reason}" for name, reason in sorted(reasons.items()))
             raise ConfigError(
                 f"batch_invariant cannot be kept for {self._package.name!r} in {self.precision} on {self.device}, as "
-                f"plain operations stand in for a kernel ({why}): choose 'fp16' or 'bf16', or turn batch_invariant off"
+                f"plain operations stand in for a kernel ({why}): turn batch_invariant off, or take a CPU engine"
+                f"{', or fp16 or bf16' if self.precision == 'fp32' else ''}"
             )
 
     def _is_finite(self) -> bool:
@@ -249,3 +255,10 @@ class MlxEngine:
 
     def _collect(self, launched: "Future[list[Flight]]") -> npt.NDArray[np.float32]:
         return self.flights.collect(launched.result())
+
+
+def _end(opened: list[Transfers]) -> None:
+    """Give back what the device has. On any thread, in the middle of anything: it must not touch the engine's thread,
+    which ends by itself when its executor is gone."""
+    for each in opened:
+        each.close()

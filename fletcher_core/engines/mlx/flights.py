@@ -63,12 +63,20 @@ def submit(encoder: Encoder, transfer: Transfer, batch: FilledBatch, pieces: int
                     mx.eval(ahead.popleft())
                 stop.check()
         stop.check()
+        delivery = transfer.deliver(encoder.pool(x, uploaded))
+        mx.async_eval(delivery)  # type: ignore[no-untyped-call]
     except BaseException:
-        mx.eval(*ahead)  # it reads what is about to be given to another batch
+        _wait_for_all()  # something may be queued that reads what is about to be given to another batch
         raise
-    delivery = transfer.deliver(encoder.pool(x, uploaded))
-    mx.async_eval(delivery)  # type: ignore[no-untyped-call]
     return delivery
+
+
+def _wait_for_all() -> None:
+    """Until the device has nothing to do; whatever fails meanwhile is for others to find."""
+    try:
+        mx.synchronize()
+    except (RuntimeError, ValueError) as error:
+        _LOG.warning("while waiting for the device after a failure: %s", error)
 
 
 def vectors_of(encoder: Encoder, transfers: Transfers, batch: FilledBatch) -> Float32:
@@ -104,6 +112,7 @@ class Flights:
         self.budget = sizes.budget
         self.admission = admission
         self.flying: deque[Flight] = deque()
+        self._launched: set[Flight] = set()  # flying, or computed and not yet collected
         self.tokens_per_second = sizes.tokens_per_second
         self._encoder = encoder
         self._transfers = transfers
@@ -145,6 +154,7 @@ class Flights:
             raise
         flight = Flight(batch, transfer, delivery, started, alone=not self.flying)
         self.flying.append(flight)
+        self._launched.add(flight)
         return [flight]
 
     def submit(self, transfer: Transfer, batch: FilledBatch, stop: Stop) -> mx.array:
@@ -163,14 +173,14 @@ class Flights:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def drain(self) -> None:
-        """Wait for what is on the device and drop it."""
-        while self.flying:
-            flight = self.flying.popleft()
+        """Wait for what is on the device, and drop it and what nobody collected."""
+        self.flying.clear()
+        for flight in list(self._launched):
             try:
                 mx.eval(flight.delivery)
             except (RuntimeError, ValueError) as error:
                 _LOG.warning("work that nobody waits for any more failed on %s: %s", self._device, error)
-            flight.transfer.close()
+            self._forget(flight)
 
     def _finish(self, flight: Flight) -> Float32:
         try:
@@ -182,7 +192,11 @@ class Flights:
             again = self._recover(flight.batch, error, NEVER)
             return np.concatenate([self._finish(part) for part in again])
         finally:
-            flight.transfer.close()
+            self._forget(flight)
+
+    def _forget(self, flight: Flight) -> None:
+        flight.transfer.close()
+        self._launched.discard(flight)
 
     def _settle(self, flight: Flight) -> None:
         """Wait until a flight is computed; it is in flight no more, even if it failed."""

@@ -37,6 +37,7 @@ def query_key_value(
         qkv = linear(x, weight, bias)
         return kernels.run("rope", [qkv, *turn], heads=heads)[0], qkv
 
+    mx.eval(weight, *([] if bias is None else [bias]))
     if angles is None:
         return plain
     return _turned_inside(weight, bias, heads, angles, kernels) or turned_after

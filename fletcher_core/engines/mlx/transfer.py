@@ -106,13 +106,23 @@ class HostPages:
         self.array = mx.array(np.zeros(size, kind))
         self.host: npt.NDArray[Any] = np.asarray(self.array)
         self._driver = ctypes.CDLL("libcuda.so.1")
-        self._advise(_SET_PREFERRED_LOCATION, _HOST)
-        self._advise(_SET_ACCESSED_BY, 0)
+        try:
+            self._advise(_SET_PREFERRED_LOCATION, _HOST)
+            self._advise(_SET_ACCESSED_BY, 0)
+        except RuntimeError:
+            self.close()
+            raise
 
     def close(self) -> None:
-        """Make ordinary managed memory of it: MLX will use it again, for anything."""
-        self._advise(_UNSET_ACCESSED_BY, 0)
-        self._advise(_UNSET_PREFERRED_LOCATION, _HOST)
+        """Make ordinary managed memory of it: MLX will use it again, for anything. On any thread."""
+        context = ctypes.c_void_p()
+        if self._driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0:
+            self._driver.cuCtxSetCurrent(context)
+        for what, device in ((_UNSET_ACCESSED_BY, 0), (_UNSET_PREFERRED_LOCATION, _HOST)):
+            try:
+                self._advise(what, device)
+            except RuntimeError as error:  # a device that failed before, most likely
+                _LOG.warning("memory of the host stays as it is: %s", error)
 
     def _advise(self, what: int, device: int) -> None:
         code = self._driver.cuMemAdvise(

@@ -241,7 +241,7 @@ def test_an_engine_that_cannot_be_had_says_how_to_get_one(monkeypatch: pytest.Mo
     monkeypatch.setattr("fletcher_core.engines.choose.has_gpu", lambda: False)
     with pytest.raises(ConfigError, match=r"'mlx' and MLX finds no GPU here: on NVIDIA install fletcher\[cuda\]"):
         Embedder.load(engine="mlx")
-    with pytest.raises(ConfigError, match="engine is 'cuda'; choose one of auto, mlx, openvino"):
+    with pytest.raises(ConfigError, match="engine is 'cuda'; choose one of auto, mlx, native, openvino"):
         Embedder.load(engine="cuda")  # type: ignore[arg-type]
 
 

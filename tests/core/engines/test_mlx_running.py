@@ -1,5 +1,6 @@
 """The GPU engine while it works: memory that runs out, callers that leave, time that is up."""
 
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ import pytest
 from fletcher_core import Embedder
 from fletcher_core.admission import Admission
 from fletcher_core.engines.mlx import engine as mlx_engine
+from fletcher_core.engines.mlx import transfer as transfer_module
 from fletcher_core.engines.mlx.batch import FilledBatch
 from fletcher_core.engines.mlx.engine import MlxEngine
-from fletcher_core.engines.mlx.transfer import Transfer
+from fletcher_core.engines.mlx.transfer import StagedTransfers, Transfer
 from fletcher_core.errors import ConfigError, DeadlineExceeded, EngineError, RunCancelled
 from fletcher_core.models import ModelPackage, load_weights
 from fletcher_core.stop import Stop
@@ -45,13 +47,38 @@ def loaded(golden: Path) -> MlxEngine:
     return MlxEngine(package, weights, normalize=True, dimension=128, precision="fp32", on_cpu=True)
 
 
+class PlainPages:
+    """Host pages without a driver."""
+
+    def __init__(self, kind: Any, size: int):
+        self.array = mx.array(np.zeros(size, kind))
+        self.host = np.asarray(self.array)
+
+    def close(self) -> None:
+        pass
+
+
+def deliver_at_once(vectors: mx.array, target: mx.array) -> mx.array:
+    np.asarray(target)[: vectors.size] = np.array(vectors).reshape(-1)
+    return mx.zeros(vectors.shape)
+
+
 @pytest.fixture
-def engine(loaded: MlxEngine, monkeypatch: pytest.MonkeyPatch) -> MlxEngine:
-    """As after loading on a device that takes 256 tokens at a time."""
+def engine(loaded: MlxEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlxEngine]:
+    """As after loading on a device that takes 256 tokens at a time, and that pages of the host serve.
+
+    Whatever a test does to it, the pages must be free again at its end.
+    """
+    monkeypatch.setattr(transfer_module, "HostPages", PlainPages)
+    monkeypatch.setattr(transfer_module, "deliver", deliver_at_once)
+    pages = StagedTransfers()
+    monkeypatch.setattr(loaded.flights, "_transfers", pages)
     monkeypatch.setattr(loaded, "buckets", BUCKETS)
     monkeypatch.setattr(loaded.flights, "budget", TokenBudget(BUCKETS, start_tokens=256))
     monkeypatch.setattr(loaded.flights, "admission", Admission(loaded.memory, 1.0))
-    return loaded
+    yield loaded
+    assert not loaded.flights._launched
+    assert len(pages._free) == len(pages._all)
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +324,9 @@ def test_batch_invariance_is_refused_where_a_stand_in_would_break_it(
     engine._require(mlx_engine.BATCH_BOUND)
     monkeypatch.setitem(engine.kernels.replaced, "attention", "switched off")
     monkeypatch.setattr(engine.kernels, "uncovered", {"pool", "rope"})
-    with pytest.raises(ConfigError, match=r"attention switched off; pool does not cover.*'fp16' or 'bf16'"):
+    with pytest.raises(
+        ConfigError, match=r"attention switched off; pool does not cover.*turn batch_invariant off.*or fp16 or bf16"
+    ):
         engine._require(mlx_engine.BATCH_BOUND)
 
 
@@ -309,3 +338,67 @@ def test_a_closed_engine_says_so(golden: Path) -> None:
     closed.close()
     with pytest.raises(EngineError, match="this engine is closed: load another one"):
         list(closed.run([BATCH]))
+
+
+def test_a_batch_that_fails_when_half_of_it_is_queued_leaves_its_pages_to_nobody_too_early(
+    engine: MlxEngine, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queued half still reads them: it must have ended before another batch has them."""
+    queued: list[mx.array] = []
+    steps, waited = engine._encoder.steps, mx.synchronize
+
+    def failing(batch: Any) -> Iterator[mx.array]:
+        queued.append(batch.ids)
+        yield next(iter(steps(batch)))
+        raise RuntimeError(NO_ROOM)
+
+    waits: list[int] = []
+
+    def watched() -> None:
+        waits.append(len(queued))
+        waited()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._encoder, "steps", failing)
+        patch.setattr(mx, "synchronize", watched)
+        with pytest.raises(EngineError):
+            list(engine.run([batch_of(9)]))
+    assert waits == list(range(1, len(queued) + 1))
+    assert_usable(engine, expected)
+
+
+@pytest.mark.parametrize("left", [1, 3])
+def test_pages_of_batches_that_made_room_and_were_never_collected_come_back(
+    engine: MlxEngine, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    monkeypatch.setattr(engine.flights, "admission", Admission(FakeMemory(150), 1.0))
+    for _ in range(3):
+        run = engine.run(BATCH.take(np.arange(4)) for _ in range(9))
+        for _ in range(left):
+            next(run)
+        run.close()  # type: ignore[attr-defined]
+    assert_usable(engine, expected)
+
+
+def test_closing_in_the_middle_of_a_run_gives_everything_back(golden: Path) -> None:
+    package = ModelPackage.read(golden / "bert_tiny")
+    weights = load_weights(package.folder, package.architecture)
+    closed = MlxEngine(package, weights, normalize=True, dimension=128, precision="fp32", on_cpu=True)
+    run = closed.run([BATCH] * 6)
+    next(run)
+    closed.close()
+    assert not closed.flights._launched
+    run.close()  # type: ignore[attr-defined]
+
+
+def test_an_engine_that_nobody_has_any_more_gives_everything_back(
+    golden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = ModelPackage.read(golden / "bert_tiny")
+    weights = load_weights(package.folder, package.architecture)
+    lost = MlxEngine(package, weights, normalize=True, dimension=128, precision="fp32", on_cpu=True)
+    closings: list[int] = []
+    monkeypatch.setattr(lost._transfers, "close", lambda: closings.append(1))
+    del lost
+    gc.collect()
+    assert closings == [1]
