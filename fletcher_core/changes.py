@@ -16,6 +16,7 @@ from fletcher_core.errors import ConfigError, InputError, StoreError
 from fletcher_core.sources import Partition, Source, attached, column_types, filter_column, reading_failed
 from fletcher_core.sql import connect, first_line, identifier, literal
 from fletcher_core.store.generation import Generation
+from fletcher_core.store.ledger import text_form
 from fletcher_core.store.vectors import write_known_vectors
 from fletcher_core.template import parse_template
 
@@ -97,14 +98,17 @@ def detect_changes(
             raise ConfigError(f"{name} is {value!r}: it must be {known[0]!r} or {known[1]!r}")
     with connect(memory_limit=memory_limit, spill=workspace / "spill", threads=threads) as connection:
         connection.execute("SET preserve_insertion_order = false")
+        connection.execute("SET enable_progress_bar = false")
         # A join keeps its right side in memory: never the side with the texts, whatever the row counts suggest.
         connection.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
         try:
+            generation.refresh_ledger(partition.key)
             _scan(connection, source, partition, generation, workspace / "scan.parquet")
-            _find_repeated(connection)
+            found = _status_counts(connection)
+            _find_repeated(connection, stored=_any_stored_id_repeats(connection, found, generation, partition.key))
             _apply_policies(connection, source, on_empty, on_duplicate)
             _find_earlier(connection, generation, partition.key)
-            return _write(connection, source, generation, workspace)
+            return _write(connection, source, generation, workspace, found)
         except duckdb.OutOfMemoryException as error:
             raise ConfigError(
                 f"change detection needs more than memory_limit={memory_limit!r}: raise it ({first_line(error)})"
@@ -125,33 +129,45 @@ def _scan(
     """
     with attached(source, connection) as relation:
         types = column_types(source, connection, relation, partition)
-        contents = ["text", "content_hash", "metadata_hash", *map(identifier, source.metadata_columns)]
+        # Without metadata columns all rows have the same hash of them, and the join does not carry it.
+        metadata = "s.fletcher_metadata IS NOT DISTINCT FROM l.metadata_hash" if source.metadata_columns else "true"
+        ledger = "id, content_hash, sequence" + (", metadata_hash" if source.metadata_columns else "")
         compared = f"""
             SELECT coalesce(s.id, l.id) AS id, l.sequence AS replaces, s.* EXCLUDE (id),
                 CASE WHEN fletcher_kind IS NULL THEN 'deleted'
                      WHEN fletcher_kind <> 'text' THEN fletcher_kind
                      WHEN l.sequence IS NULL THEN 'new'
-                     WHEN s.content_hash = l.content_hash AND s.metadata_hash = l.metadata_hash THEN 'unchanged'
+                     WHEN s.fletcher_content = l.content_hash AND {metadata} THEN 'unchanged'
                      ELSE 'changed' END AS status
             FROM ({_hashed(source, types, relation, partition)}) s FULL OUTER JOIN
-                 (SELECT id, content_hash, metadata_hash, sequence FROM ({generation.live_sql(partition.key)})) l
+                 (SELECT {ledger} FROM ({generation.ledger_sql(partition.key)})) l
             ON s.fletcher_key = l.id"""
-        kept = "CASE WHEN status <> 'unchanged' THEN id END AS id, " + ", ".join(
-            f"CASE WHEN status IN ('new', 'changed') THEN {name} END AS {name}" for name in contents
+        contents = {"text": "text", "content_hash": text_form("fletcher_content")}
+        if source.metadata_columns:
+            contents["metadata_hash"] = text_form("fletcher_metadata")
+        contents |= {identifier(name): identifier(name) for name in source.metadata_columns}
+        # Nearly all rows are unchanged: nulls are what costs least to write of them.
+        kept = "nullif(status, 'unchanged') AS status, CASE WHEN status <> 'unchanged' THEN id END AS id, " + ", ".join(
+            f"CASE WHEN status IN ('new', 'changed') THEN {value} END AS {name}" for name, value in contents.items()
         )
         try:
-            _copy(connection, f"SELECT status, replaces, {kept} FROM ({compared})", target, "COMPRESSION snappy")
+            _copy(connection, f"SELECT replaces, {kept} FROM ({compared})", target, "COMPRESSION snappy")
         except duckdb.OutOfMemoryException:
             raise
         except duckdb.Error as error:
             if generation.name in str(error) or str(target.parent) in str(error):  # the store's fault, not the source's
                 raise
             raise reading_failed(source, error) from error
-    connection.execute(f"CREATE TEMP VIEW scan AS FROM read_parquet({literal(target)}, file_row_number = true)")
+    constant = "" if source.metadata_columns else ", '' AS metadata_hash"
+    connection.execute(
+        f"CREATE TEMP VIEW scan AS SELECT * REPLACE (coalesce(status, 'unchanged') AS status){constant} "
+        f"FROM read_parquet({literal(target)}, file_row_number = true)"
+    )
 
 
 def _hashed(source: Source, types: dict[str, str], relation: str, partition: Partition) -> str:
-    """A SELECT of the source's rows: id, text, hashes, metadata columns, fletcher_kind, fletcher_key.
+    """A SELECT of the source's rows: id, text, metadata columns, fletcher_kind, fletcher_key, and the hashes as the
+    ledger has them, fletcher_content and fletcher_metadata.
 
     The kind says whether a row can be embedded ('text'); the key is the id of such a row, and null for others.
     """
@@ -171,7 +187,8 @@ def _hashed(source: Source, types: dict[str, str], relation: str, partition: Par
         name = filter_column(source, partition)
         condition = partition.condition(name, types[name])
     return (
-        f"SELECT *, md5(text) AS content_hash, {_metadata_hash(source)} AS metadata_hash, "
+        "SELECT *, CAST(md5_number(text) AS UUID) AS fletcher_content, "
+        f"{_metadata_number(source)} AS fletcher_metadata, "
         "CASE WHEN fletcher_kind = 'text' THEN id END AS fletcher_key FROM "
         f"(SELECT {', '.join(columns)} FROM {relation} WHERE {condition})"
     )
@@ -192,38 +209,57 @@ def _joined(source: Source) -> str:
 def _is_blank(column: str) -> str:
     """True for null, and for texts of separators, control and format characters alone.
 
-    Most texts begin with a printable ASCII character, which settles it without a search.
+    Most texts begin with a printable ASCII character, which a comparison settles without a search.
     """
     text = f"CAST({column} AS VARCHAR)"
     searched = f"coalesce(NOT regexp_matches({text}, '[^\\p{{Z}}\\p{{Cc}}\\p{{Cf}}]'), true)"
-    return f"CASE WHEN unicode({text}) BETWEEN 33 AND 126 THEN false ELSE {searched} END"
+    return f"CASE WHEN {text} >= '!' AND {text} < chr(127) THEN false ELSE {searched} END"
 
 
-def _metadata_hash(source: Source) -> str:
-    """md5 over the metadata columns, each with its length, so that no two different rows look alike; '' without any."""
+def _metadata_number(source: Source) -> str:
+    """MD5 over the metadata columns, each with its length, so that no two different rows look alike; null if none."""
     parts = []
     for name in source.metadata_columns:
         value = f"CAST({identifier(name)} AS VARCHAR)"
         parts.append(f"CASE WHEN {value} IS NULL THEN '-' ELSE concat(strlen({value}), ':', {value}) END")
-    return f"md5(concat({', '.join(parts)}))" if parts else "''"
+    return f"CAST(md5_number(concat({', '.join(parts)})) AS UUID)" if parts else "CAST(NULL AS UUID)"
 
 
-def _find_repeated(connection: duckdb.DuckDBPyConnection) -> None:
+def _status_counts(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
+    return dict(connection.execute("SELECT status, count(*) FROM scan GROUP BY status").fetchall())
+
+
+def _any_stored_id_repeats(
+    connection: duckdb.DuckDBPyConnection, found: dict[str, int], generation: Generation, partition_key: str
+) -> bool:
+    """Whether some id of the store occurs more than once among the source's embeddable rows.
+
+    Each of the store's rows is either deleted or met by at least one row of the source: by one each, if the numbers
+    are equal. That spares grouping all rows in the common case.
+    """
+    (rows,) = connection.execute(f"SELECT count(*) FROM ({generation.ledger_sql(partition_key)})").fetchall()[0]
+    met = found.get("changed", 0) + found.get("unchanged", 0)
+    return bool(met != rows - found.get("deleted", 0))
+
+
+def _find_repeated(connection: duckdb.DuckDBPyConnection, *, stored: bool) -> None:
     """Table `copies`: embeddable rows whose id occurs more than once, and which of them to pass over.
 
-    Of equal rows one counts; of different ones none, and their id is in the view `ambiguous`.
+    Ids that the store has are looked at only if `stored`. Of equal rows one counts; of different ones none, and their
+    id is in the view `ambiguous`.
     """
     columns = (
         "file_row_number, id, status, replaces, content_hash, coalesce(content_hash || metadata_hash, '') AS content"
     )
-    stored, same_id = "status IN ('changed', 'unchanged')", "replaces, CASE WHEN replaces IS NULL THEN id END"
+    met = "status IN ('changed', 'unchanged')" if stored else "false"
+    same_id = "replaces, CASE WHEN replaces IS NULL THEN id END"
     connection.execute(f"""
         CREATE TEMP TABLE copies AS
         SELECT *, count(*) OVER same AS copies, count(DISTINCT content) OVER same AS contents,
             contents > 1 OR file_row_number <> min(file_row_number) OVER same AS passed_over
         FROM (
-            SELECT {columns} FROM scan WHERE {stored} AND replaces IN
-                (SELECT replaces FROM scan WHERE {stored} GROUP BY replaces HAVING count(*) > 1)
+            SELECT {columns} FROM scan WHERE {met} AND replaces IN
+                (SELECT replaces FROM scan WHERE {met} GROUP BY replaces HAVING count(*) > 1)
             UNION ALL
             SELECT {columns} FROM scan WHERE status = 'new' AND id IN
                 (SELECT id FROM scan WHERE status = 'new' GROUP BY id HAVING count(*) > 1))
@@ -275,7 +311,13 @@ def _find_earlier(connection: duckdb.DuckDBPyConnection, generation: Generation,
     )
 
 
-def _write(connection: duckdb.DuckDBPyConnection, source: Source, generation: Generation, workspace: Path) -> Changes:
+def _write(
+    connection: duckdb.DuckDBPyConnection,
+    source: Source,
+    generation: Generation,
+    workspace: Path,
+    found: dict[str, int],
+) -> Changes:
     known = workspace / "known_vectors.parquet"
     write_known_vectors(connection, "SELECT content_hash FROM work", generation, known)
     columns = ["text", "content_hash", "metadata_hash", "replaces", *source.metadata_columns]
@@ -297,7 +339,7 @@ def _write(connection: duckdb.DuckDBPyConnection, source: Source, generation: Ge
         deleted_path,
         "COMPRESSION zstd",
     )
-    counts = _counts(connection, changes_path, deleted_path, known)
+    counts = _counts(connection, found, changes_path, deleted_path, known)
     known.unlink()
     (workspace / "scan.parquet").unlink()
     quarantined = connection.sql(
@@ -314,9 +356,8 @@ def _copy(connection: duckdb.DuckDBPyConnection, select: str, path: Path, option
 
 
 def _counts(
-    connection: duckdb.DuckDBPyConnection, changes_path: Path, deleted_path: Path, known: Path
+    connection: duckdb.DuckDBPyConnection, rows: dict[str, int], changes_path: Path, deleted_path: Path, known: Path
 ) -> dict[str, int]:
-    rows = dict(connection.execute("SELECT status, count(*) FROM scan GROUP BY status").fetchall())
     copies = dict(
         connection.execute("SELECT status, count(*) FROM copies WHERE passed_over GROUP BY status").fetchall()
     )

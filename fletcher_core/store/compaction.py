@@ -128,6 +128,7 @@ def _survivors(root: Path, files: Sequence[Path], keep_deletes: bool) -> _Surviv
         f"GROUP BY id {newest_is_upsert} ORDER BY 1"
     )
     with workspace(root, "compaction") as spill, connect(memory_limit=_MEMORY_LIMIT, spill=spill) as connection:
+        connection.execute("SET enable_progress_bar = false")
         columns = connection.sql(query).to_arrow_table()
     return _Survivors(columns["sequence"].to_numpy(), columns["replaces"].combine_chunks())
 

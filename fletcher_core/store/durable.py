@@ -43,6 +43,22 @@ def committed(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def move_into_place(made: Path, path: Path) -> None:
+    """Forces the finished file `made`, on the same file system, to disk and gives it the name `path`.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    try:
+        make_directory(path.parent)
+        with open(made, "rb+") as file:
+            _force(file.fileno())
+        os.rename(made, path)
+        force_directory(path.parent)
+    except OSError as error:
+        raise StoreError(f"cannot write {str(path)!r}: {error}. Allow writing there") from error
+
+
 def make_directory(path: Path) -> None:
     """Creates a folder and its parents, with their entries on disk."""
     if path.is_dir():

@@ -20,6 +20,7 @@ from fletcher_core.sql import connect, first_line, identifier, literals
 from fletcher_core.store.compaction import CompactionReport, compact_partition, newest_small_files
 from fletcher_core.store.durable import committed
 from fletcher_core.store.identity import FILE_NAME, Identity, read_identity
+from fletcher_core.store.ledger import LedgerSelect, ledger_select, refresh_ledger
 from fletcher_core.store.locks import FileLock
 from fletcher_core.store.manifest import Manifest
 from fletcher_core.store.recovery import collect_garbage, needs_recovery, recover
@@ -122,7 +123,9 @@ class Generation:
         """
         if partition_key is not None:
             with self._holding(partition_key, "compaction"):
-                return self._compact(partition_key, self.manifest.files(self.name, partition_key))
+                merged = self._compact(partition_key, self.manifest.files(self.name, partition_key))
+            self.refresh_ledger(partition_key)
+            return merged
         report = CompactionReport()
         for key in self.partitions():
             try:
@@ -136,11 +139,20 @@ class Generation:
 
         Larger, older files are left alone, so that over time a row is rewritten a logarithmic number of times.
         """
-        if len(self.manifest.files(self.name, partition_key)) <= max_segments:
-            return None
-        with self._holding(partition_key, "compaction"):
-            files = self.manifest.files(self.name, partition_key)
-            return self._compact(partition_key, newest_small_files(files, max_segments))
+        merged = None
+        if len(self.manifest.files(self.name, partition_key)) > max_segments:
+            with self._holding(partition_key, "compaction"):
+                files = self.manifest.files(self.name, partition_key)
+                merged = self._compact(partition_key, newest_small_files(files, max_segments))
+        self.refresh_ledger(partition_key)
+        return merged
+
+    def refresh_ledger(self, partition_key: str) -> None:
+        """Makes the partition's ledger anew when too much of the partition is missing in it.
+
+        Compaction does this; without it, `ledger_sql` is right as well, only slower.
+        """
+        refresh_ledger(self.root, self._ledger(partition_key), self.segments(partition_key))
 
     def recover(self) -> None:
         """Puts in order what killed runs left in partitions that nobody is using now."""
@@ -157,6 +169,7 @@ class Generation:
         with self._holding(partition_key, "retirement"):
             self.manifest.drop_files(self.manifest.files(self.name, partition_key))
             collect_garbage(self.root, self.manifest, self._folder(partition_key))
+            self._ledger(partition_key).unlink(missing_ok=True)
 
     # Reading
 
@@ -196,6 +209,13 @@ class Generation:
             f"SELECT * FROM {relation} WHERE op = 'upsert' AND sequence NOT IN "
             f"(SELECT replaces FROM {relation} WHERE replaces IS NOT NULL)"
         )
+
+    def ledger_sql(self, partition_key: str) -> LedgerSelect:
+        """A SELECT of a partition's live rows for comparisons: id, content_hash, metadata_hash, sequence.
+
+        The hashes are numbers (UUID, `md5_number`), null where a row has none. It names today's files, as `live_sql`.
+        """
+        return ledger_select(self._ledger(partition_key), self.segments(partition_key))
 
     def row_count(self, partition_key: str | None = None) -> int:
         """Number of live rows."""
@@ -253,6 +273,9 @@ class Generation:
 
     def _folder(self, partition_key: str) -> Path:
         return self.root / self.name / "segments" / folder_name(partition_key)
+
+    def _ledger(self, partition_key: str) -> Path:
+        return self.root / self.name / "ledger" / f"{folder_name(partition_key)}.parquet"
 
     def _lock(self, partition_key: str) -> FileLock:
         return self._folder_lock(folder_name(partition_key), partition_key)

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import duckdb
 import pyarrow as pa
@@ -19,7 +20,7 @@ from fletcher_core.errors import ConfigError, InputError, SourceError, StoreErro
 from fletcher_core.models.card import ModelCard
 from fletcher_core.sources import DuckDBTable, ParquetTable, Partition, metadata_schema
 from fletcher_core.sql import connect, literal
-from fletcher_core.store import Generation, VectorStore
+from fletcher_core.store import Generation, VectorStore, ledger
 
 DIMENSION = 2
 CARD = ModelCard("mini", "f00d", DIMENSION)
@@ -114,8 +115,11 @@ def _segment_rows(found: Found, generation: Generation) -> pa.Table:
     return pa.concat_tables([upserts, deletes], promote_options="permissive")
 
 
-@pytest.fixture
-def corpus(tmp_path: Path) -> Iterator[Corpus]:
+@pytest.fixture(params=[True, False], ids=["ledger", "segments"])
+def corpus(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Corpus]:
+    """With and without a ledger, which small stores do not have."""
+    if request.param:
+        monkeypatch.setattr(ledger, "_MIN_ROWS", 1)
     corpus = Corpus(tmp_path)
     yield corpus
     corpus.store.close()
@@ -451,9 +455,14 @@ TABLES = st.lists(
 
 
 @settings(max_examples=12, deadline=None)
-@given(st.lists(TABLES, min_size=1, max_size=3))
-def test_after_every_run_the_store_holds_exactly_the_embeddable_rows(tables: list[Rows]) -> None:
+@given(st.lists(TABLES, min_size=1, max_size=3), st.sampled_from([1, 100_000]))
+def test_after_every_run_the_store_holds_exactly_the_embeddable_rows(tables: list[Rows], ledger_rows: int) -> None:
     folder = Path(tempfile.mkdtemp())
+    with mock.patch.object(ledger, "_MIN_ROWS", ledger_rows):
+        _run_and_compare(tables, folder)
+
+
+def _run_and_compare(tables: list[Rows], folder: Path) -> None:
     try:
         corpus = Corpus(folder)
         for rows in tables:
