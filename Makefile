@@ -22,7 +22,11 @@ PIP_FLAGS := --quiet --disable-pip-version-check --no-input
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DAGSTER_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup demo ui test lint format typecheck bench bench-engine bench-tokenizer clean
+# The benchmarks that need no peers from elsewhere, and where each leaves its figures as JSON.
+BENCHES := materialize flight change_detection cache
+RESULTS ?= bench-results
+
+.PHONY: help setup demo ui test lint format typecheck bench bench-engine bench-latency bench-tokenizer bench-compare clean
 
 help:
 	@sed -n '2,4s/^# *//p' Makefile
@@ -85,16 +89,23 @@ $(TOKENIZER_STAMP): constraints.txt | $(STAMP)
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt --no-deps --target $(@D) $(TOKENIZER_PEERS)
 	@touch $@
 
-bench: bench-engine bench-materialize bench-change_detection bench-tokenizer
+bench: bench-tokenizer bench-engine bench-latency $(BENCHES:%=bench-%)
 
-bench-engine: $(BENCH_STAMP)
-	@$(BENCH_VENV)/bin/python bench/engine.py
+bench-engine bench-latency: bench-%: $(BENCH_STAMP)
+	@mkdir -p $(RESULTS)
+	@$(BENCH_VENV)/bin/python bench/$*.py --json $(RESULTS)/$*.json
 
 bench-tokenizer: setup $(TOKENIZER_STAMP)
-	@PYTHONPATH=$(dir $(TOKENIZER_STAMP)) $(BIN)/python bench/tokenizer.py
+	@PYTHONPATH=$(dir $(TOKENIZER_STAMP)) $(BIN)/python bench/tokenizer.py --json $(RESULTS)/tokenizer.json
 
-bench-%: setup
-	@$(BIN)/python bench/$*.py
+$(BENCHES:%=bench-%): bench-%: setup
+	@mkdir -p $(RESULTS)
+	@$(BIN)/python bench/$*.py --json $(RESULTS)/$*.json
+
+# This tree against an earlier commit, about a minute; fails if something takes a fifth more time, beyond noise.
+BASE ?= HEAD~1
+bench-compare: setup
+	@$(BIN)/python bench/compare.py --base $(BASE) --json $(RESULTS)/compare.json
 
 clean:
 	rm -rf $(VENV) $(BENCH_VENV) .peers .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 import torch
+from results import JSON_OPTION, Row, write_results
 from sentence_transformers import SentenceTransformer
 from texts import mixed_texts
 
@@ -29,6 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--texts", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", **JSON_OPTION)
     options = parser.parse_args()
     torch.set_num_threads(available_cores())
     texts = mixed_texts(options.texts)
@@ -38,10 +40,12 @@ def main() -> None:
     embedders = {precision: Embedder.load(precision=precision) for precision in ("fp32", "auto")}
     sequences = embedders["auto"].encoder.encode(texts).sequences
     flops = embedders["auto"].package.architecture.flops_per_token() * len(sequences.ids)
+    peak = roof()
+    rows: list[Row] = []
     print(
         f"{embedders['auto'].engine.device}, {available_cores()} cores; {len(texts)} texts, "
         f"{len(sequences.ids) / len(texts):.1f} tokens mean, {sequences.lengths.max()} max; roof (torch bf16 product "
-        f"4096x384x1536): {roof():.0f} GFLOP/s"
+        f"4096x384x1536): {peak:.0f} GFLOP/s"
     )
     for precision, embedder in embedders.items():
         kind = embedder.engine.precision
@@ -55,12 +59,15 @@ def main() -> None:
             )
         for name, run in imported_graphs(folder, kind, sequences).items():
             contestants[name] = run
-        report(contestants, reference, flops, options.rounds, kind)
+        best = report(contestants, reference, flops, options.rounds, peak)
+        rows += compared(best, len(texts), flops, peak, kind)
+    write_results(options.json, "engine", rows)
 
 
 def report(
-    contestants: dict[str, Callable[[], np.ndarray]], reference: np.ndarray, flops: int, rounds: int, kind: str
-) -> None:
+    contestants: dict[str, Callable[[], np.ndarray]], reference: np.ndarray, flops: int, rounds: int, peak: float
+) -> dict[str, float]:
+    """A line for each contestant; returns the seconds of its best round."""
     best = dict.fromkeys(contestants, float("inf"))
     cosine = {}
     for _ in range(rounds):
@@ -72,14 +79,26 @@ def report(
             best[name] = min(best[name], time.perf_counter() - start)
             cosine[name] = np.einsum("nd,nd->n", vectors, reference).min()
     for name, seconds in best.items():
-        rate = len(reference) / seconds
-        print(f"  {name:46} {rate:8.1f} texts/s {flops / seconds / 1e9:7.0f} GFLOP/s  min cosine {cosine[name]:.6f}")
-    engine = best[f"fletcher engine {kind}"]
-    peer = min((seconds, name) for name, seconds in best.items() if name.startswith("ONNX"))
-    print(f"  => fletcher engine / best ONNX import ({peer[1]}): {peer[0] / engine:.2f}x")
+        rate, gflops = len(reference) / seconds, flops / seconds / 1e9
+        print(
+            f"  {name:46} {rate:8.1f} texts/s {gflops:7.0f} GFLOP/s {gflops / peak:6.1%} of the roof"
+            f"  min cosine {cosine[name]:.6f}"
+        )
+    return best
+
+
+def compared(best: dict[str, float], texts: int, flops: int, peak: float, kind: str) -> list[Row]:
+    """Prints each of Fletcher's two ways beside its peer; the rows of all contestants."""
+    peers = {f"fletcher engine {kind}": min((name for name in best if name.startswith("ONNX")), key=best.__getitem__)}
     if any("sentence" in name for name in best):
-        own = best[f"fletcher embed() {kind}, from text"]
-        print(f"  => fletcher embed() / sentence-transformers: {best['sentence-transformers, from text'] / own:.2f}x")
+        peers[f"fletcher embed() {kind}, from text"] = "sentence-transformers, from text"
+    ratios = {name: best[peer] / best[name] for name, peer in peers.items()}
+    for name, peer in peers.items():
+        print(f"  => {name} / {peer}: {ratios[name]:.2f}x")
+    return [
+        Row(name, texts / seconds, "texts/s", peers.get(name), ratios.get(name), roof=flops / seconds / 1e9 / peak)
+        for name, seconds in best.items()
+    ]
 
 
 def run_engine(embedder: Embedder, sequences: TokenBatch) -> np.ndarray:

@@ -26,15 +26,27 @@ def modules(files: Iterable[Path]) -> Iterator[tuple[str, ast.Module]]:
 
 @cache
 def _pieces() -> tuple[str, ...]:
-    pieces: set[str] = set()
-    for source, tree in modules(stdlib_files()):
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
-                if doc := ast.get_docstring(node):
-                    pieces.add(doc)
-                if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno < 12:
-                    pieces.add(ast.get_source_segment(source, node) or "")
-    return tuple(sorted(piece for piece in pieces if len(piece.split()) >= 3))
+    return tuple(sorted({piece for source, tree in modules(stdlib_files()) for piece in _pieces_of(source, tree)}))
+
+
+def _pieces_of(source: str, tree: ast.Module) -> Iterator[str]:
+    """The docstrings and the short functions of a module that have at least three words."""
+    lines = [line.encode() for line in source.split("\n")]  # ast counts columns in bytes
+    for node in ast.walk(tree):
+        pieces = []
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
+            pieces.append(ast.get_docstring(node) or "")
+        if isinstance(node, ast.FunctionDef) and node.end_lineno is not None and node.end_lineno - node.lineno < 12:
+            pieces.append(_segment(lines, node))
+        yield from (piece for piece in pieces if len(piece.split()) >= 3)
+
+
+def _segment(lines: list[bytes], node: ast.FunctionDef) -> str:
+    """As `ast.get_source_segment`, which splits the whole module again for every function."""
+    segment = lines[node.lineno - 1 : node.end_lineno]
+    segment[-1] = segment[-1][: node.end_col_offset]
+    segment[0] = segment[0][node.col_offset :]
+    return b"\n".join(segment).decode()
 
 
 def mixed_texts(count: int) -> list[str]:
@@ -43,3 +55,15 @@ def mixed_texts(count: int) -> list[str]:
     random.Random(7).shuffle(pieces)
     rounds = (f"{n}. {piece}" if n else piece for n in range(count // len(pieces) + 1) for piece in pieces)
     return [next(rounds) for _ in range(count)]
+
+
+def first_texts(count: int) -> list[str]:
+    """`count` distinct texts of the same kind from no more modules than it takes: other texts, in a second."""
+    found: dict[str, None] = {}
+    for source, tree in modules(stdlib_files()):
+        found.update(dict.fromkeys(_pieces_of(source, tree)))
+        if len(found) >= count:
+            break
+    pieces = list(found)
+    random.Random(7).shuffle(pieces)
+    return pieces[:count]

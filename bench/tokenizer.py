@@ -12,14 +12,12 @@ bytes of UTF-8; `cores` is CPU time by wall time; `differ` counts texts whose id
 import argparse
 import multiprocessing
 import os
-import platform
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +26,7 @@ import pyarrow as pa
 import tokenizers
 import tokie
 from corpora import CORPORA, corpus
+from results import JSON_OPTION, Row, cores, cpu_model, write_results
 
 from fletcher_core.models import resolve_model
 from fletcher_core.tokenizers import load_tokenizer
@@ -64,20 +63,24 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=8, help="of each corpus, at most")
     parser.add_argument("--corpus", choices=CORPORA, action="append", help="may be repeated; all by default")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--json", **JSON_OPTION)
     options = parser.parse_args()
     corpora = {name: corpus(name, options.megabytes) for name in options.corpus or CORPORA}
-    print(f"{cpu()}; tokenizers {tokenizers.__version__}, tokie {version('tokie')}; best of {options.rounds} rounds")
+    print(
+        f"{cpu_model()}, {cores()} cores; tokenizers {tokenizers.__version__}, tokie {version('tokie')}; "
+        f"best of {options.rounds} rounds"
+    )
+    rows: list[Row] = []
     for threads in options.threads:
         os.environ |= {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": str(threads > 1).lower()}
-        process = multiprocessing.get_context("spawn").Process(target=measure, args=(corpora, threads, options.rounds))
-        process.start()
-        process.join()
-        if process.exitcode:
-            raise SystemExit(process.exitcode)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            rows += process.submit(measure, corpora, threads, options.rounds).result()
+    write_results(options.json, "tokenizer", rows)
 
 
-def measure(corpora: dict[str, list[str]], threads: int, rounds: int) -> None:
+def measure(corpora: dict[str, list[str]], threads: int, rounds: int) -> list[Row]:
     """One table for each corpus, in a process that has `threads` cores."""
+    rows: list[Row] = []
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
     words = np.ones(1 << 25, np.uint64)
@@ -87,7 +90,8 @@ def measure(corpora: dict[str, list[str]], threads: int, rounds: int) -> None:
             size = len("".join(texts).encode())
             print(f"\n{name}: {len(texts)} texts, {size / 1e6:.2f} MB, {size / len(texts):.0f} bytes mean; {threads=}")
             contestants = [*encoders(texts, array, size, threads), *roofs(array, words, pool, threads)]
-            report(contestants, rounds)
+            rows += report(contestants, rounds, f"{name}, {threads} thread{'s' * (threads > 1)}")
+    return rows
 
 
 # The ids in what each peer returns.
@@ -142,7 +146,7 @@ def roofs(array: pa.Array, words: np.ndarray, pool: ThreadPoolExecutor, threads:
     ]
 
 
-def report(contestants: list[Contestant], rounds: int) -> None:
+def report(contestants: list[Contestant], rounds: int, task: str) -> list[Row]:
     # The first call of each warms it up (tokie builds tables) and gives the ids to compare.
     results = {entry.name: entry.tokens(entry.run()) for entry in contestants if entry.tokens}
     for _ in range(rounds):
@@ -161,6 +165,17 @@ def report(contestants: list[Contestant], rounds: int) -> None:
             line += f"{rate / rates['tokenizers']:>13.2f}x{rate / rates['tokie']:>8.2f}x{rate / validation:>15.2%}"
             line += f"{entry.cores:>7.2f}{differing(batch, results['tokenizers']):>8}"
         print(line, flush=True)
+    return [
+        Row(
+            f"{task}: {entry.name}",
+            entry.megabytes_per_s,
+            "MB/s",
+            peer="tokenizers" if entry.tokens else None,
+            ratio=entry.megabytes_per_s / rates["tokenizers"] if entry.tokens else None,
+            roof=entry.megabytes_per_s / validation if entry.tokens else None,
+        )
+        for entry in contestants
+    ]
 
 
 def differing(batch: TokenBatch, reference: TokenBatch) -> int:
@@ -169,13 +184,6 @@ def differing(batch: TokenBatch, reference: TokenBatch) -> int:
         raise SystemExit(f"{len(batch)} sequences for {len(reference)} texts")
     pairs = zip(pairwise(batch.cu_seqlens), pairwise(reference.cu_seqlens), strict=True)
     return sum(not np.array_equal(batch.ids[a:b], reference.ids[c:d]) for (a, b), (c, d) in pairs)
-
-
-def cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 if __name__ == "__main__":
