@@ -5,8 +5,9 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from fletcher_core.cache import TextKeys, VectorCache
 from fletcher_core.engines import Engine, EngineChoice, Precision, load_engine
 from fletcher_core.errors import ConfigError, EngineError, InputError
 from fletcher_core.guard import sound_vectors
@@ -22,9 +24,9 @@ from fletcher_core.prefetch import prefetch
 from fletcher_core.stop import NEVER, Stop
 from fletcher_core.tokenizers import EncodedTexts, InvalidText, TextEncoder, load_tokenizer
 from fletcher_core.tokenizers.encode import LongText
-from fletcher_core.tokenizers.request import Column, as_column, check_prompt, check_whole
+from fletcher_core.tokenizers.request import Column, as_column, binary_type, check_prompt, check_whole
 from fletcher_core.tokenizers.tokenizer import Texts
-from fletcher_core.tokens import Int32, TokenBatch
+from fletcher_core.tokens import Int32, Int64, TokenBatch
 
 Vectors = npt.NDArray[np.float32]
 Payload = TypeVar("Payload")
@@ -55,7 +57,8 @@ class EmbeddedTexts:
 class Embedder:
     """A loaded model. Make one with `Embedder.load`; safe to use from several threads, which take turns.
 
-    Attributes: `card` (name, fingerprint, dimension), `engine`, `encoder` (prompt, lengths, long texts), `package`.
+    Attributes: `card` (name, fingerprint, dimension), `engine`, `encoder` (prompt, lengths, long texts), `package`,
+    `cache` (may be set at any time).
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Embedder:
         query_encoder: TextEncoder,
         card: ModelCard,
         normalize: bool,
+        cache: VectorCache | None = None,
     ):
         self.package = package
         self.engine = engine
@@ -74,6 +78,10 @@ class Embedder:
         self.normalize = normalize
         self._query_encoder = query_encoder
         self._turn = threading.Lock()
+        # Finding equal texts costs some 0.2 us a text: nothing beside a CPU's inference, 7-9 % of a GPU's with a
+        # small model.
+        self._find_equal = engine.name != "mlx"
+        self.cache = cache
 
     @classmethod
     def load(
@@ -91,12 +99,14 @@ class Embedder:
         chunk_overlap: int = 32,
         threads: int | None = None,
         batch_invariant: bool = False,
+        cache: VectorCache | None = None,
     ) -> "Embedder":
         """Load a model.
 
         Args:
             model: a folder, the name of an installed model package, or a Hugging Face id `owner/model`.
-            engine: "auto" runs on the GPU where MLX finds one and on the CPU elsewhere; "mlx" and "openvino" insist.
+            engine: "auto" runs on the GPU where MLX finds one and on the CPU elsewhere; "mlx", "native" and
+                "openvino" insist.
             precision: "auto" computes in float16 on a GPU (bfloat16 for a model that overflows in it), and in bfloat16
                 on a CPU that has it; "fp32", "bf16" and "fp16" (GPU only) insist.
             max_length: the most tokens of a text, special tokens included; None takes the model's own limit.
@@ -111,6 +121,7 @@ class Embedder:
             threads: CPU threads; None takes all cores.
             batch_invariant: on a GPU, give a text the same vector to the last bit in whatever batch it runs, at the
                 cost of computing partly filled batches in full. The CPU engine always does.
+            cache: keeps vectors of texts and queries; those that it has are neither tokenized nor computed again.
 
         Raises:
             ModelError: the model is not found, damaged, or of a kind that Fletcher does not run.
@@ -160,20 +171,55 @@ class Embedder:
             "chunk_overlap": chunk_overlap if long_text == "chunk" else None,
         }
         fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        return cls(package, loaded, encoder, query, ModelCard(package.name, fingerprint, dimension), normalize)
+        return cls(package, loaded, encoder, query, ModelCard(package.name, fingerprint, dimension), normalize, cache)
 
     @property
     def dimension(self) -> int:
         """Elements of each vector."""
         return self.card.dimension
 
-    def embed(self, texts: Texts, *, timeout: float | None = None) -> Vectors:
+    @property
+    def cache(self) -> VectorCache | None:
+        """Where vectors of texts embedded before are kept; None for nowhere.
+
+        Raises:
+            ConfigError: when set to a cache of another dimension, or one too small for a vector.
+        """
+        return self._keyed.cache if self._keyed is not None else None
+
+    @cache.setter
+    def cache(self, cache: VectorCache | None) -> None:
+        if cache is not None:
+            cache.settle(self.dimension)
+        # One value, set at once: a call that runs meanwhile keeps the cache that it began with.
+        self._keyed = (
+            _KeyedCache(cache, self._text_keys(cache, self.encoder), self._text_keys(cache, self._query_encoder))
+            if cache is not None
+            else None
+        )
+
+    def _text_keys(self, cache: VectorCache, encoder: TextEncoder) -> TextKeys:
+        """Keys for what `encoder` reads. Whatever decides a vector is part of them, also what the fingerprint leaves
+        out because the store does not mind it: a cache must give what would have been computed."""
+        space = {
+            "fingerprint": self.card.fingerprint,
+            "engine": self.engine.name,
+            "precision": self.engine.precision,
+            "prompt": encoder.prompt,
+            "max_length": encoder.max_length,
+            "long_text": encoder.long_text,
+            "overlap": encoder.overlap if encoder.long_text == "chunk" else None,
+        }
+        return cache.text_keys(json.dumps(space, sort_keys=True).encode())
+
+    def embed(self, texts: Texts, *, timeout: float | None = None, dataset: str = "") -> Vectors:
         """Vectors of `texts` (str, or an Arrow array of strings without nulls), float32 [n, dim], in their order.
 
         Args:
             texts: what to embed.
             timeout: seconds that this may take, waiting for other callers included; the device stops within about a
                 tenth of a second after them.
+            dataset: names what the texts belong to, for the cache's counters and its `drop`.
 
         Raises:
             InputError: a text is no valid str, or too long under the policy "error"; the message names its position.
@@ -184,16 +230,32 @@ class Embedder:
         if not isinstance(column, list) and column.null_count:
             row = column.is_null().index(True).as_py()
             raise InputError(f"text {row} is null: drop it, or use embed_arrow, which gives it a null vector")
-        return self._embed(column, np.zeros(len(column), dtype=bool), Stop.after(timeout))
+        return self._embed(column, np.zeros(len(column), dtype=bool), Stop.after(timeout), dataset)
 
-    def embed_query(self, text: str) -> Vectors:
+    def embed_query(self, text: str, *, dataset: str = "") -> Vectors:
         """The vector of one search query, float32 [dim], with the model's prompt for queries.
+
+        Args:
+            text: the query.
+            dataset: as for `embed`.
 
         Raises:
             InputError: the query is no valid str.
         """
         if not isinstance(text, str):
             raise InputError(f"the query is {type(text).__name__}, not str")
+        keyed = self._keyed
+        if keyed is None:
+            return self._compute_query(text)
+        key = keyed.queries.key(text)
+        vector = keyed.cache.get(key, dataset)
+        if vector is None:
+            vector = self._compute_query(text)
+            if sound_vectors(vector[None], self.normalize)[0]:
+                keyed.cache.put_many([key], vector[None], dataset)
+        return vector
+
+    def _compute_query(self, text: str) -> Vectors:
         encoded = self._query_encoder.encode([text])
         if encoded.invalid:
             raise InputError(f"the query {encoded.invalid[0].reason}")
@@ -201,8 +263,12 @@ class Embedder:
             (vectors,) = self.engine.run([encoded.sequences])
         return vectors[0].copy()  # not a view of the device's own memory
 
-    def embed_arrow(self, texts: "pa.Array | pa.ChunkedArray") -> pa.FixedSizeListArray:
+    def embed_arrow(self, texts: "pa.Array | pa.ChunkedArray", *, dataset: str = "") -> pa.FixedSizeListArray:
         """Vectors of an Arrow array of strings or of UTF-8 bytes, chunked or not; a null text has a null vector.
+
+        Args:
+            texts: what to embed.
+            dataset: as for `embed`.
 
         Raises:
             InputError: the array is of another type; otherwise as `embed`.
@@ -212,36 +278,58 @@ class Embedder:
         if isinstance(column, list):
             raise InputError(f"embed_arrow takes an Arrow array of strings, not a {type(texts).__name__}: use embed")
         missing = np.asarray(column.is_null().to_numpy(zero_copy_only=False), dtype=bool)
-        return vector_array(self._embed(column, missing), missing)
+        return vector_array(self._embed(column, missing, NEVER, dataset), missing)
 
-    def _embed(self, texts: Column, missing: npt.NDArray[np.bool_], stop: Stop = NEVER) -> Vectors:
+    def _embed(self, texts: Column, missing: npt.NDArray[np.bool_], stop: Stop, dataset: str) -> Vectors:
         """Vectors of `texts`, zeros for those that are `missing`; any other text without a good vector is an error."""
-        windows = [(start, texts[start : start + WINDOW]) for start in range(0, len(texts), WINDOW)]
-        vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
-        # One window has nothing to overlap with: without another thread, a single text is answered sooner.
-        for start, result in self.stream(windows, stop, ahead=2 if len(windows) > 1 else 0):
-            if result.invalid:
-                raise InputError(f"text {start + result.invalid[0].row} {result.invalid[0].reason}")
-            if self.encoder.long_text == "error" and result.cut.any():
-                row = int(np.argmax(result.cut))
-                raise InputError(
-                    f"text {start + row} has {result.token_counts[row]} tokens and the limit is "
-                    f"{self.encoder.max_length}: shorten it, or set long_text to 'truncate' or 'chunk'"
-                )
-            wanted = ~missing[start : start + len(result.vectors)]
-            unsound = wanted & ~result.sound
-            if unsound.any():
-                raise EngineError(
-                    f"the vector of text {start + int(np.argmax(unsound))} is not finite or has no length; "
-                    "try precision='fp32'"
-                )
-            vectors[start : start + len(wanted)][wanted] = result.vectors[wanted]
-        return vectors
+        call = _Call(texts, missing, self.dimension, self._keyed, dataset, self._find_equal)
+        windows = call.windows()
+        first = next(windows, None)
+        if first is not None:  # a call whose texts are all known does not wait for the device
+            # One window has nothing to overlap with: without another thread, a single text is answered sooner.
+            ahead = 2 if len(texts) > WINDOW else 0
+            for rows, result in self.stream(chain([first], windows), stop, ahead=ahead):
+                self._refuse_bad(rows, missing, result)
+                call.accept(rows, result.vectors)
+        return call.finish()
+
+    def _refuse_bad(self, rows: Int64, missing: npt.NDArray[np.bool_], result: EmbeddedTexts) -> None:
+        """Raises for the first of the texts `rows` without a good vector: first in windows of the input, then in kinds,
+        so that it is the same one whichever texts a cache had."""
+        kinds = {
+            "invalid": [text.row for text in result.invalid[:1]],
+            "long": np.flatnonzero(result.cut)[:1].tolist() if self.encoder.long_text == "error" else [],
+            "unsound": np.flatnonzero(~result.sound & ~missing[rows])[:1].tolist(),
+        }
+        found = [(int(rows[at]) // WINDOW, order, at) for order, places in enumerate(kinds.values()) for at in places]
+        if not found:
+            return
+        _, order, at = min(found)
+        kind, row = list(kinds)[order], int(rows[at])
+        if kind == "invalid":
+            raise InputError(f"text {row} {result.invalid[0].reason}")
+        if kind == "long":
+            raise InputError(
+                f"text {row} has {result.token_counts[at]} tokens and the limit is "
+                f"{self.encoder.max_length}: shorten it, or set long_text to 'truncate' or 'chunk'"
+            )
+        raise EngineError(f"the vector of text {row} is not finite or has no length; try precision='fp32'")
 
     def embed_batches(
-        self, batches: "Iterable[pa.RecordBatch] | pa.RecordBatch | pa.Table", column: str, output: str = "vector"
+        self,
+        batches: "Iterable[pa.RecordBatch] | pa.RecordBatch | pa.Table",
+        column: str,
+        output: str = "vector",
+        *,
+        dataset: str = "",
     ) -> Iterator[pa.RecordBatch]:
         """Record batches with a vector column `output` appended, lazily: memory follows the batch, not the input.
+
+        Args:
+            batches: what to read.
+            column: the texts' name in it.
+            output: the vectors' name.
+            dataset: as for `embed`.
 
         Raises:
             InputError: a batch has no column `column`, it is not of strings, or a text of it cannot be embedded; the
@@ -261,7 +349,7 @@ class Embedder:
             if output in names:
                 raise ConfigError(f"batch {number} has a column {output!r} already: choose another output=")
             try:
-                vectors = self.embed_arrow(batch.column(column))
+                vectors = self.embed_arrow(batch.column(column), dataset=dataset)
             except InputError as error:
                 raise InputError(f"batch {number}: {error}") from error
             yield batch.append_column(output, vectors)
@@ -328,6 +416,133 @@ class Embedder:
                     yield open_windows.popleft().finish()
             finally:
                 source.close()
+
+
+@dataclass(frozen=True)
+class _KeyedCache:
+    """A cache with the keys of an embedder's texts and of its queries, which are equal where the prompts are."""
+
+    cache: VectorCache
+    texts: TextKeys
+    queries: TextKeys
+
+
+class _Call:
+    """One call to embed: which of its texts must be computed, and where their vectors go.
+
+    Equal texts are computed once, and known ones not at all. Without a cache and without `find_equal` every text is.
+    """
+
+    def __init__(
+        self,
+        texts: Column,
+        missing: npt.NDArray[np.bool_],
+        dimension: int,
+        keyed: _KeyedCache | None,
+        dataset: str,
+        find_equal: bool,
+    ):
+        self.texts = texts
+        self.missing = missing
+        self.keyed = keyed
+        self.dataset = dataset
+        self.computes_all = keyed is None and not find_equal
+        self.vectors = np.zeros((len(texts), dimension), dtype=np.float32)
+        self._row_of: dict[str | bytes, int] = {}  # key, or text -> the row where it stands first
+        self._key_at: dict[int, bytes] = {}  # row -> key of texts on their way through the engine
+        self._copies: list[tuple[Int64, Int64]] = []  # rows, and the rows whose vectors they take
+
+    def windows(self) -> Generator[tuple[Int64, Column]]:
+        """The texts to compute with their rows (int64, ascending), in windows of the input's that are merged while they
+        are small; the vectors of known texts are put in their places on the way."""
+        rows: list[Int64] = []
+        parts: list[Column] = []
+        for start in range(0, len(self.texts), WINDOW):
+            part = self._window(start)
+            chosen = self._to_compute(start, part)
+            if not len(chosen):
+                continue
+            rows.append(start + chosen)
+            parts.append(part if len(chosen) == len(part) else _take(part, chosen))
+            if sum(map(len, rows)) > WINDOW // 2:
+                yield np.concatenate(rows), _joined(parts)
+                rows, parts = [], []
+        if rows:
+            yield np.concatenate(rows), _joined(parts)
+
+    def accept(self, rows: Int64, vectors: Vectors) -> None:
+        """The good vectors [m, dim] of the texts `rows` (of those that are missing, anything)."""
+        wanted = ~self.missing[rows]
+        self.vectors[rows[wanted]] = vectors[wanted]
+        if self.keyed is not None:
+            keys = [self._key_at.pop(row) for row in rows.tolist()]
+            self.keyed.cache.put_many(keys, vectors, self.dataset)
+
+    def finish(self) -> Vectors:
+        """All vectors, float32 [n, dim]."""
+        for rows, sources in self._copies:
+            self.vectors[rows] = self.vectors[sources]
+        return self.vectors
+
+    def _window(self, start: int) -> Column:
+        part = self.texts[start : start + WINDOW]
+        return part if isinstance(part, list) or self.computes_all else _binary(part)
+
+    def _to_compute(self, start: int, part: Column) -> Int64:
+        """Places in the window `part`, which begins at row `start`, of the texts that have no vector yet."""
+        if self.computes_all:
+            return np.arange(len(part))
+        places = np.flatnonzero(~self.missing[start : start + len(part)])
+        texts = _items(part if len(places) == len(part) else _take(part, places))
+        rows = start + places
+        if self.keyed is None:
+            return places[self._first_seen(texts, rows)]
+        keys = self.keyed.texts.keys(texts)
+        new = self._first_seen(keys, rows)
+        return places[new][self._not_cached(self.keyed, [keys[at] for at in np.flatnonzero(new)], rows[new])]
+
+    def _first_seen(self, keys: Sequence[str | bytes], rows: Int64) -> npt.NDArray[np.bool_]:
+        """bool [m]: which of the texts at `rows` stand there first; the others will take the first one's vector."""
+        first = np.fromiter(map(self._row_of.setdefault, keys, rows.tolist()), np.int64, len(rows))
+        new: npt.NDArray[np.bool_] = first == rows
+        if not new.all():
+            self._copies.append((rows[~new], first[~new]))
+        return new
+
+    def _not_cached(self, keyed: _KeyedCache, keys: list[bytes], rows: Int64) -> npt.NDArray[np.bool_]:
+        unknown = ~keyed.cache.get_many(keys, self.vectors, rows, self.dataset)
+        for at in np.flatnonzero(unknown).tolist():
+            self._key_at[int(rows[at])] = keys[at]
+        return unknown
+
+
+def _take(texts: Column, places: Int64) -> Column:
+    if isinstance(texts, list):
+        return [texts[at] for at in places.tolist()]
+    return texts.take(pa.array(places))
+
+
+def _joined(parts: list[Column]) -> Column:
+    """Lists, or Arrow arrays of one type, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], list):
+        return [text for part in parts for text in part]
+    return pa.chunked_array([chunk for part in parts for chunk in getattr(part, "chunks", [part])])
+
+
+def _binary(texts: "pa.Array | pa.ChunkedArray") -> "pa.Array | pa.ChunkedArray":
+    """The same as bytes, which may be what is not valid UTF-8, and not as views, which Arrow cannot take from."""
+    kind = binary_type(texts)
+    data = texts.cast(kind)
+    return data.cast(pa.large_binary()) if kind == pa.binary_view() else data
+
+
+def _items(texts: Column) -> "list[str] | list[bytes]":
+    if isinstance(texts, list):
+        return texts
+    items: list[bytes] = texts.to_numpy(zero_copy_only=False).tolist()
+    return items
 
 
 class _Window(Generic[Payload]):

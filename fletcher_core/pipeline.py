@@ -300,6 +300,7 @@ class _Run:
             delivery=delivery,
             timeline=tuple(self.timeline),
             note=self.note,
+            cache=None if self.embedder.cache is None else self.embedder.cache.statistics(),
         )
 
     def _segment_rows(self) -> int:

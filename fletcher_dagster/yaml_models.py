@@ -57,6 +57,8 @@ class LongbowModel(dg.Model):
     call_timeout: float | str | None = None
     put_timeout: float | str | None = None
     read_timeout: float | str | None = None
+    transport: str | None = None
+    compression: str | None = None
     delivery_timeout: float | str | None = None
 
 
@@ -76,6 +78,7 @@ class FletcherModel(dg.Model):
     long_text: str | None = None
     chunk_overlap: int | str | None = None
     threads: int | str | None = None
+    cache_bytes: int | str | None = None
     vector_type: str | None = None
     on_empty: str | None = None
     on_duplicate: str | None = None

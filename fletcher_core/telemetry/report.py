@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from fletcher_core.cache import CacheStatistics
 from fletcher_core.models import ModelCard
 
 
@@ -55,7 +56,9 @@ class RunReport:
 
     Rows of the source fall into `new`, `changed`, `stale` (embedded by another model before) and `unchanged`, or are
     left out: `null_text`, `empty_text`, `null_ids`, `quarantined`. `deleted` rows left the store. `duplicate_ids` are
-    further rows of an id with the same text: counted once above.
+    further rows of an id with the same text: counted once above. `cache_hits` rows took their vector from the store or
+    from an equal text of their window, `embedded` texts went through the engine. `cache` are the counters of the
+    embedder's cache in memory since it was made, None without one.
     """
 
     run_id: str
@@ -87,6 +90,13 @@ class RunReport:
     delivery: DeliveryCounts
     timeline: tuple[tuple[float, float], ...] = ()
     note: str = ""
+    cache: CacheStatistics | None = None
+
+    @property
+    def cache_hit_rate(self) -> float:
+        """Share of the rows to write whose vector was known or an equal text's, 0 to 1."""
+        rows = self.cache_hits + self.embedded
+        return self.cache_hits / rows if rows else 0.0
 
     @property
     def skipped(self) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -84,7 +85,13 @@ def test_settings_reach_the_resource_and_templates_are_rendered(monkeypatch: pyt
         "max_length": 128,
         "engine": "openvino",
         "batch_invariant": True,
-        "longbow": {"data_address": "127.0.0.1:3000", "meta_address": "127.0.0.1:3001", "enabled": False},
+        "longbow": {
+            "data_address": "127.0.0.1:3000",
+            "meta_address": "127.0.0.1:3001",
+            "enabled": False,
+            "transport": "fp16",
+            "compression": "lz4",
+        },
     }
     with loaded({"source": REVIEWS}, fletcher=settings) as (component, defs):
         spec = spec_of(defs, "reviews_embeddings")
@@ -93,6 +100,8 @@ def test_settings_reach_the_resource_and_templates_are_rendered(monkeypatch: pyt
     assert component.fletcher.longbow is not None
     assert component.fletcher.longbow.data_address == "127.0.0.1:3000"
     assert not component.fletcher.longbow.enabled
+    with component.fletcher.longbow.client(Path("never made")) as client:
+        assert (client.settings.transport, client.settings.compression) == ("fp16", "lz4")
     assert "`some/model`" in (spec.description or "")
     assert spec.kinds == {"duckdb"}
 

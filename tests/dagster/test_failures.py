@@ -7,11 +7,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import dagster as dg
 import pytest
 from embedding_project import DAYS, Project, failure, plain
 
+from fletcher_core.errors import ConfigError
 from fletcher_core.sources import DuckDBTable, ParquetTable
 from fletcher_dagster import FletcherResource, LongbowResource
 
@@ -87,6 +89,14 @@ def test_a_meta_address_alone_is_refused(project: Project) -> None:
         store_path=project.fletcher.store_path, longbow=LongbowResource(meta_address="127.0.0.1:3001")
     )
     assert "data_address is empty" in (failure(project.run(project.assets(project.docs()))).description or "")
+
+
+@pytest.mark.parametrize("setting", [{"transport": "half"}, {"compression": "gzip"}])
+def test_a_longbow_setting_that_does_not_exist_is_named(tmp_path: Path, setting: dict[str, str]) -> None:
+    ((name, value),) = setting.items()
+    with pytest.raises(ConfigError, match=f"Longbow {name}: '{value}'"):
+        LongbowResource(**setting).client(tmp_path / "embedded")
+    assert not (tmp_path / "embedded").exists()
 
 
 def test_rows_wait_for_a_longbow_that_is_down_and_go_with_the_next_run(project: Project) -> None:

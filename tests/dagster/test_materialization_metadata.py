@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from fletcher_core.cache import CacheStatistics
 from fletcher_core.models.card import ModelCard
 from fletcher_core.telemetry import DeliveryCounts, Progress, RunReport, StageSeconds
 from fletcher_dagster.metadata import run_metadata
@@ -31,6 +32,7 @@ NUMBERS = {
     *(f"fletcher/seconds_{stage}" for stage in ["total", "read", "diff", "tokenize", "compute", "write", "send"]),
     *(f"fletcher/longbow_rows_{state}" for state in ["sent", "applied", "searchable", "pending"]),
     "fletcher/cache_hits",
+    "fletcher/cache_hit_rate",
     "fletcher/texts_per_s",
     "fletcher/tokens_per_s",
     "fletcher/padding_share",
@@ -90,9 +92,9 @@ def test_every_number_is_there_plain_and_of_a_stable_kind() -> None:
         values = metadata(made_of)
         found = {name for name, value in values.items() if type(value) in (int, float)}
         assert found == NUMBERS | {"dagster/row_count"}
-        assert {name for name in NUMBERS if "seconds" in name or "_per_s" in name or "share" in name} == {
-            name for name in found if type(values[name]) is float
-        }
+        assert {
+            name for name in NUMBERS if "seconds" in name or "_per_s" in name or "share" in name or "rate" in name
+        } == {name for name in found if type(values[name]) is float}
 
 
 def test_figures_come_from_where_they_say() -> None:
@@ -105,6 +107,14 @@ def test_figures_come_from_where_they_say() -> None:
     assert values["fletcher/engine"] == "openvino bf16"
     assert values["dagster/uri"] == "file:///vectors/docs"
     assert values["dagster/table_name"] == values["fletcher/longbow_dataset"] == "docs-model-2-0000"
+
+
+def test_the_cache_in_memory_shows_where_there_is_one() -> None:
+    assert metadata(report())["fletcher/cache_hit_rate"] == 0.3333
+    assert not [name for name in metadata(report()) if "memory_cache" in name]
+    values = metadata(report(cache=CacheStatistics(30, 10, 4, 6, 9_000, 10_000)))
+    found = {name.removeprefix("fletcher/memory_cache_"): values[name] for name in values if "memory_cache" in name}
+    assert found == {"hits": 30, "misses": 10, "evictions": 4, "bytes": 9_000, "hit_rate": 0.75}
 
 
 def test_a_partitions_rows_are_not_called_the_assets() -> None:
