@@ -18,6 +18,13 @@ import pyarrow.flight as flight
 from fletcher_core.errors import ConfigError, LongbowNotFound, LongbowRejected
 from fletcher_core.longbow.address import LongbowAddress
 from fletcher_core.longbow.calls import longbow_call
+from fletcher_core.longbow.transport import (
+    SEARCHED_BY_EVERY_SERVER,
+    Compression,
+    Transport,
+    check_settings,
+    write_options,
+)
 
 FLUSH_ROWS = 50_000
 FLUSH_BYTES = 32 * 2**20
@@ -36,7 +43,7 @@ _CHANNEL_OPTIONS = [
 
 @dataclass(frozen=True)
 class LongbowSettings:
-    """Where the server listens and how long to wait for it; timeouts in seconds, one a call."""
+    """Where the server listens, how long to wait for it (timeouts in seconds, one a call), and how rows travel."""
 
     data: str = "127.0.0.1:3000"
     meta: str = ""
@@ -45,6 +52,12 @@ class LongbowSettings:
     read_timeout: float = 60.0
     max_put_rows: int = FLUSH_ROWS - 1
     max_put_bytes: int = FLUSH_BYTES - 1
+    transport: Transport = "fp32"
+    """Element type of the vectors that a sender puts; 'fp16' needs a server that says it can search float16."""
+    compression: Compression | None = None
+    """Of the buffers of a put: worth its time on a slow network, not on a fast one, as vectors hardly compress."""
+    streams: int = 3
+    """Segments that a sender has on their way at once: one is read and another read back while a third is put."""
 
     def __post_init__(self) -> None:
         for name in ("call_timeout", "put_timeout", "read_timeout"):
@@ -56,6 +69,9 @@ class LongbowSettings:
                     f"Longbow {name}: {getattr(self, name)} is not between 1 and {limit - 1}; "
                     "a larger put may land in part"
                 )
+        if self.streams < 1:
+            raise ConfigError(f"Longbow streams: {self.streams} is below 1; 1 puts one segment after the other")
+        check_settings(self.transport, self.compression)
         LongbowAddress(self.data, self.meta)
 
     @property
@@ -66,11 +82,18 @@ class LongbowSettings:
 
 @dataclass(frozen=True)
 class Readiness:
-    """The server's word on itself or on one dataset. READY does not mean indexed: compare `index_len`."""
+    """The server's word on itself or on one dataset. READY does not mean indexed: compare `index_len`.
+
+    The rest are additions of the embedded server, of which today's Longbow says nothing: `vector_types`, the element
+    types that it can search; `vector_type`, the dataset's own; `scan_columns`, whether `scan` may name columns.
+    """
 
     status: Literal["READY", "BUSY", "NOT_FOUND"]
     reason: str = ""
     index_len: int | None = None
+    vector_types: tuple[str, ...] = SEARCHED_BY_EVERY_SERVER
+    vector_type: str = ""
+    scan_columns: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,10 +135,20 @@ class LongbowClient:
         (answer,) = self._action("check_readiness", body, self.settings.call_timeout, expected=1)
         with longbow_call(self.address.data, "check_readiness"):
             values = _parse_object(answer)
-            return Readiness(values.get("status", "READY"), values.get("reason", ""), values.get("index_len"))
+            return Readiness(
+                values.get("status", "READY"),
+                values.get("reason", ""),
+                values.get("index_len"),
+                tuple(values.get("vector_types", SEARCHED_BY_EVERY_SERVER)),
+                values.get("vector_type", ""),
+                values.get("scan_columns", False),
+            )
 
     def put(self, dataset: str, table: pa.Table) -> PutResult:
         """Send the rows as one stream; returns after the server closed it with OK, which means 'queued', not 'stored'.
+
+        Vectors go as they are in the table (a sender makes it in the transport's type), the buffers without a copy
+        unless the settings say to compress them.
 
         Raises LongbowRejected for a table over max_put_rows or max_put_bytes and for a schema that the dataset does
         not have, LongbowUnavailable when the outcome is unknown: read back before sending again.
@@ -129,7 +162,9 @@ class LongbowClient:
             )
         with longbow_call(self.address.data, call):
             descriptor = flight.FlightDescriptor.for_path(dataset)
-            options = flight.FlightCallOptions(timeout=self.settings.put_timeout)
+            options = flight.FlightCallOptions(
+                timeout=self.settings.put_timeout, write_options=write_options(self.settings.compression)
+            )
             writer, reader = self._data.do_put(descriptor, table.schema, options)
             try:
                 writer.write_table(table)
@@ -141,13 +176,23 @@ class LongbowClient:
             writer.close()
         return PutResult(table.num_rows, size, slow_down)
 
-    def scan(self, dataset: str, filters: Sequence[tuple[str, str, object]] = ()) -> pa.Table:
+    def scan(
+        self,
+        dataset: str,
+        filters: Sequence[tuple[str, str, object]] = (),
+        *,
+        columns: Sequence[str] | None = None,
+    ) -> pa.Table:
         """Rows that pass every (column, operator, value); a table without columns when the dataset was never put to.
 
-        Deleted rows are hidden without filters only; older versions of a row come along. Take columns by name.
+        Deleted rows are hidden without filters only; older versions of a row come along. Take columns by name. To ask
+        for some `columns` only, the server must say so (`Readiness.scan_columns`): Longbow v0.1.2 refuses the ticket.
         """
         conditions = [{"field": f, "operator": o, "value": str(v)} for f, o, v in filters]
-        ticket = flight.Ticket(json.dumps({"name": dataset, "filters": conditions}).encode())
+        request: dict[str, Any] = {"name": dataset, "filters": conditions}
+        if columns is not None:
+            request["columns"] = list(columns)
+        ticket = flight.Ticket(json.dumps(request).encode())
         options = flight.FlightCallOptions(timeout=self.settings.read_timeout)
         with longbow_call(self.address.data, f"scan of dataset {dataset!r}"):
             try:
@@ -157,10 +202,13 @@ class LongbowClient:
                     return pa.table({})
                 raise
 
-    def present_ids(self, dataset: str, segment: str) -> npt.NDArray[np.uint64]:
-        """Ids of the rows of a segment that the server holds, a copy each: uint64 [rows], empty for a new dataset."""
+    def present_ids(self, dataset: str, segment: str, *, ids_only: bool = False) -> npt.NDArray[np.uint64]:
+        """Ids of the rows of a segment that the server holds, a copy each: uint64 [rows], empty for a new dataset.
+
+        `ids_only` asks for nothing but ids, of a server that can do so; else whole rows travel back.
+        """
         try:
-            table = self.scan(dataset, [("segment", "=", segment)])
+            table = self.scan(dataset, [("segment", "=", segment)], columns=["id"] if ids_only else None)
         except LongbowNotFound:
             return np.empty(0, dtype=np.uint64)
         if "id" not in table.column_names:

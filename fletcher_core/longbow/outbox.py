@@ -2,21 +2,25 @@
 
 Longbow's OK means little, so the ledger in the manifest moves on in steps that are each seen on the server: 'sending'
 before a put, 'sent' after its OK, 'applied' when all its ids are read back, 'searchable' when the index has grown by
-as many. One call here is one piece of work; `Sender` calls from a thread of its own.
+as many. Several segments are on their way at once, so that the link does not idle while one is read from disk or read
+back; each keeps to its own steps. One call here is one piece of work; `Sender` calls from a thread of its own.
 """
 
 import itertools
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from fletcher_core.errors import LongbowUnavailable
-from fletcher_core.longbow.client import LongbowClient
-from fletcher_core.longbow.wire import blocks, split_table, wire_table
+from fletcher_core.longbow.client import LongbowClient, PutResult, Readiness
+from fletcher_core.longbow.lanes import side_by_side
+from fletcher_core.longbow.transport import check_searchable, check_unchanged
+from fletcher_core.longbow.wire import blocks, split_table, wire_ids, wire_table
 from fletcher_core.store.generation import Generation
 from fletcher_core.store.locks import FileLock
 from fletcher_core.store.manifest import DELIVERED, STATES, Delivery, State
@@ -28,7 +32,10 @@ _READ_AGAIN = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 @dataclass
 class Traffic:
-    """What one outbox has done so far; bytes are Arrow buffer bytes before gRPC."""
+    """What one outbox has done so far; bytes are Arrow buffer bytes before compression and gRPC.
+
+    `seconds` add up the calls of all streams, so that they may exceed the time that passed.
+    """
 
     puts: int = 0
     rows: int = 0
@@ -63,7 +70,10 @@ class Outbox:
         self._pause = pause
         self._patience = patience
         self._slow_down_pause = slow_down_pause
+        self._counting = threading.Lock()  # guards traffic, what is expected, and when to go on
+        self._ids_only = False
         self._expected = 0
+        self._resume_at = 0.0
         self._short_since: float | None = None
         self._lock = FileLock(
             generation.root / "locks" / f"longbow-{self.target.replace(':', '_')}",
@@ -73,13 +83,19 @@ class Outbox:
     def connect(self) -> bool:
         """Compare server and ledger: what the server lost is put back to the undelivered.
 
-        False when another process is delivering to this server just now, as in `deliver`.
+        False when another process is delivering to this server just now, as in `deliver`. Raises LongbowRejected when
+        the server cannot search vectors of our transport, or holds this dataset in another.
         """
-        self._probe()
+        transport = self._client.settings.transport
+        server = self._probe()
+        check_searchable(transport, server.vector_types, self.target)
+        self._ids_only = server.scan_columns
         if not self._lock.try_acquire("sender"):
             return False
         try:
-            index_len = self._settled_index_length()
+            settled = self._settled_readiness()
+            check_unchanged(transport, settled.vector_type, self._generation.name, self.target)
+            index_len = settled.index_len
             if index_len is None:
                 self._manifest.reset_deliveries(self.target, self._generation.name)
             elif not (ledger := self._deliveries()):
@@ -94,40 +110,44 @@ class Outbox:
         self._expected, self._short_since, self.stuck = index_len or 0, None, ""
         return True
 
-    def _probe(self) -> None:
+    def _probe(self) -> Readiness:
         """See that the server answers. After a failure gRPC repeats it for a moment, so ask more than once."""
         for wait in _PROBE_AGAIN:
             try:
-                self._client.readiness()
-                return
+                return self._client.readiness()
             except LongbowUnavailable:
                 if self._pause(wait):
                     raise
-        self._client.readiness()
+        return self._client.readiness()
 
     def undelivered(self) -> list[Segment]:
         """Segments that the server was not seen to hold, in sequence order."""
         return self._manifest.undelivered(self.target, self._generation.name)
 
-    def deliver(self, segment: Segment) -> bool:
-        """Bring one segment to 'applied'; False when another process is delivering to this server just now.
+    def deliver(self, segments: Sequence[Segment]) -> bool:
+        """Bring segments to 'applied', as many at once as the client's settings have streams.
 
-        Raises LongbowUnavailable also when its rows cannot be read back after the put's OK: they are then sent again.
+        False when another process is delivering to this server just now. The work ends early when `pause` says so, and
+        after a failure, once the calls that are under way have ended; it is raised. Raises LongbowUnavailable also when
+        rows cannot be read back after the put's OK: they are then sent again.
         """
         if not self._lock.try_acquire("sender"):
             return False
         try:
-            delivery = self._manifest.delivery(self.target, segment.label)
-            if delivery.state not in DELIVERED:
-                self._send(segment.label, delivery)
+            side_by_side(self._deliver_one, segments, self._client.settings.streams)
         finally:
             self._lock.release()
         return True
 
+    def _deliver_one(self, segment: Segment) -> None:
+        delivery = self._manifest.delivery(self.target, segment.label)
+        if delivery.state not in DELIVERED and not self._pause(0.0):
+            self._send(segment.label, delivery)
+
     def _send(self, label: str, delivery: Delivery) -> None:
         segment = self._generation.read_segment(label)
         self.replaced[label] = segment["replaces"].drop_null().to_numpy()
-        rows = wire_table(segment)
+        rows = wire_table(segment, self._client.settings.transport)
         wanted = rows["id"].to_numpy()
         present = np.empty(0, np.uint64)
         if delivery.state != "pending" and len(wanted):
@@ -144,15 +164,25 @@ class Outbox:
         settings = self._client.settings
         for block in blocks(rows):
             for piece in split_table(block, max_rows=settings.max_put_rows, max_bytes=settings.max_put_bytes):
+                self._hold_back()
                 started = time.monotonic()
-                result = self._client.put(self._generation.name, piece)
-                self.traffic.seconds["send"] += time.monotonic() - started
-                self.traffic.puts += 1
-                self.traffic.rows += result.rows
-                self.traffic.bytes += result.bytes
-                self._expected += result.rows
-                if result.slow_down:
-                    self._pause(self._slow_down_pause)
+                self._count(self._client.put(self._generation.name, piece), time.monotonic() - started)
+
+    def _hold_back(self) -> None:
+        """Wait as long as the server has asked for: all streams do, whichever of them it has told."""
+        while (wait := self._resume_at - time.monotonic()) > 0 and not self._pause(wait):
+            continue
+
+    def _count(self, result: PutResult, seconds: float) -> None:
+        """Take a put's OK into account."""
+        with self._counting:
+            self.traffic.seconds["send"] += seconds
+            self.traffic.puts += 1
+            self.traffic.rows += result.rows
+            self.traffic.bytes += result.bytes
+            self._expected += result.rows
+            if result.slow_down:
+                self._resume_at = time.monotonic() + self._slow_down_pause
 
     def _read_back(self, label: str, wanted: npt.NDArray[np.uint64]) -> int:
         """Read until every wanted id is there; the number of copies seen."""
@@ -174,9 +204,10 @@ class Outbox:
     def _present(self, label: str) -> npt.NDArray[np.uint64]:
         started = time.monotonic()
         try:
-            return self._client.present_ids(self._generation.name, label)
+            return self._client.present_ids(self._generation.name, label, ids_only=self._ids_only)
         finally:
-            self.traffic.seconds["read back"] += time.monotonic() - started
+            with self._counting:
+                self.traffic.seconds["read back"] += time.monotonic() - started
 
     def applied(self) -> list[str]:
         """Labels that were read back and are not yet searchable."""
@@ -187,7 +218,7 @@ class Outbox:
         found_missing = False
         for delivery in self._deliveries():
             if delivery.state in DELIVERED and not self._pause(0.0):
-                wanted = wire_table(self._generation.read_segment(delivery.label))["id"].to_numpy()
+                wanted = wire_ids(self._generation.read_segment(delivery.label))
                 present = self._present(delivery.label) if len(wanted) else np.empty(0, np.uint64)
                 is_missing = not np.isin(wanted, present).all()
                 found_missing |= is_missing
@@ -252,15 +283,18 @@ class Outbox:
             rows[state] += segment.upserts
         return segments, rows
 
-    def _settled_index_length(self) -> int | None:
-        """Vectors in the server's index once it says READY, or after our patience; None when it has no such dataset."""
+    def _settled_readiness(self) -> Readiness:
+        """The server's word on the dataset once it is not BUSY, or after our patience.
+
+        `index_len` is None when it has no such dataset, else a number.
+        """
         started = time.monotonic()
         while True:
             ready = self._client.readiness(self._generation.name)
             if ready.status == "NOT_FOUND":
-                return None
+                return replace(ready, index_len=None)
             if ready.status == "READY" or time.monotonic() - started > self._patience or self._pause(0.1):
-                return ready.index_len or 0
+                return replace(ready, index_len=ready.index_len or 0)
 
     def _deliveries(self) -> list[Delivery]:
         return self._manifest.deliveries(self.target, self._generation.name)

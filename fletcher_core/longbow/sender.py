@@ -40,7 +40,8 @@ class DeliveryReport:
     """Where a generation stands with one server.
 
     `segments` and `rows` count the whole generation by state ('pending', 'sending', 'sent', 'applied', 'searchable');
-    everything from `puts` on is this sender's own work, bytes being Arrow buffer bytes, `seconds` by kind of call.
+    everything from `puts` on is this sender's own work, bytes being Arrow buffer bytes, `seconds` by kind of call and
+    added up over its streams.
     The three messages are empty when all is well: `unavailable`, the last attempt failed and another will follow;
     `rejected`, the sender has ended for good; `not_searchable`, the rows are there but the server's index lacks some.
     """
@@ -202,12 +203,12 @@ class Sender:
                 return _LOCK_WAIT
             self._retirement.start_over()
             self._connected, self._index_checks = True, 0
-        for segment in outbox.undelivered():
-            if self._closing.is_set():
-                return 0.0
-            if not outbox.deliver(segment):
+        if waiting := outbox.undelivered():
+            if not outbox.deliver(waiting):
                 return _LOCK_WAIT
             self._index_checks = 0
+            if self._closing.is_set():
+                return 0.0
         if self.settings.retire_stale:
             for label in self._retirement.outstanding(outbox.applied()):
                 if self._asked > asked or self._closing.is_set():  # rows to put go first

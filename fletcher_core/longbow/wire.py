@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fletcher_core.longbow.transport import ELEMENTS, Transport, wire_vectors
 from fletcher_core.store.schema import ROW_FIELDS, STORE_FIELDS, UPSERT
 
 BLOCK_ROWS = 4096
@@ -30,9 +32,9 @@ _BYTES = (
 _AS_THEY_ARE = (pa.types.is_boolean, pa.types.is_date, pa.types.is_timestamp)
 
 
-def wire_schema(metadata: pa.Schema, dimension: int) -> pa.Schema:
+def wire_schema(metadata: pa.Schema, dimension: int, transport: Transport = "fp32") -> pa.Schema:
     """The columns on the wire. `id` is the row's sequence: an id of its own for every version of a row."""
-    vector = pa.list_(pa.field("item", pa.float32(), nullable=True), dimension)
+    vector = pa.list_(pa.field("item", ELEMENTS[transport], nullable=True), dimension)
     return pa.schema(
         [
             pa.field("id", pa.uint64()),
@@ -59,15 +61,18 @@ def wire_type(kind: pa.DataType) -> pa.DataType:
     return kind if any(check(kind) for check in _AS_THEY_ARE) else pa.string()
 
 
-def wire_table(rows: pa.Table) -> pa.Table:
-    """The upserts among a segment's rows as a table of `wire_schema`, in their order; vectors become float32."""
-    if rows.num_rows and pc.any(pc.not_equal(rows["op"], UPSERT)).as_py():
-        rows = rows.filter(pc.equal(rows["op"], UPSERT))
+def wire_table(rows: pa.Table, transport: Transport = "fp32") -> pa.Table:
+    """The upserts among a segment's rows as a table of `wire_schema`, in their order.
+
+    Vectors that have the transport's type already are not copied. Raises LongbowRejected, naming the row, for a vector
+    that does not fit the transport.
+    """
+    rows = _upserts(rows)
     metadata = pa.schema([field for field in rows.schema if field.name not in _STORE_COLUMNS])
-    schema = wire_schema(metadata, rows.schema.field("vector").type.list_size)
+    schema = wire_schema(metadata, rows.schema.field("vector").type.list_size, transport)
     columns: dict[str, Any] = {
         "id": rows["sequence"].cast(pa.uint64()),
-        "vector": rows["vector"].cast(schema.field("vector").type),
+        "vector": wire_vectors(rows["vector"], rows["id"], transport),
         "key": rows["id"].cast(pa.string()),
         "segment": rows["segment"].cast(pa.string()),
         "version": rows["sequence"],
@@ -75,6 +80,18 @@ def wire_table(rows: pa.Table) -> pa.Table:
     }
     columns |= {field.name: _on_the_wire(rows[field.name]) for field in metadata}
     return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def wire_ids(rows: pa.Table) -> npt.NDArray[np.uint64]:
+    """The ids alone of what `wire_table` makes of these rows: uint64 [upserts]."""
+    return np.asarray(_upserts(rows.select(["op", "sequence"]))["sequence"].to_numpy(), dtype=np.uint64)
+
+
+def _upserts(rows: pa.Table) -> pa.Table:
+    """Deletes left out; without a copy when there are none."""
+    if rows.num_rows and pc.any(pc.not_equal(rows["op"], UPSERT)).as_py():
+        return rows.filter(pc.equal(rows["op"], UPSERT))
+    return rows
 
 
 def blocks(table: pa.Table) -> Iterator[pa.Table]:

@@ -61,6 +61,14 @@ class Dataset:
                 self._batches = (*self._batches, stored)
 
     @property
+    def vector_type(self) -> str:
+        """Element type of the `vector` column, such as 'float32'; '' where that is no list of a fixed size."""
+        kind = self.schema.field("vector").type if "vector" in self.schema.names else None
+        if kind is None or not pa.types.is_fixed_size_list(kind):
+            return ""
+        return np.dtype(kind.value_type.to_pandas_dtype()).name
+
+    @property
     def batch_count(self) -> int:
         return len(self._batches)
 
@@ -72,31 +80,38 @@ class Dataset:
     def byte_count(self) -> int:
         return sum(batch.table.nbytes for batch in self._batches)
 
-    def scan(self, filters: Sequence[Filter], faults: Faults) -> pa.Table:
-        """Rows with the columns of the first stored batch; deleted rows are hidden when nothing filters."""
+    def scan(self, filters: Sequence[Filter], faults: Faults, columns: Sequence[str] | None = None) -> pa.Table:
+        """Rows with the columns of the first stored batch; deleted rows are hidden when nothing filters.
+
+        `columns` leaves the others out, and is ours: a real server always answers whole rows.
+        """
         batches = self._batches
+        known = batches[0].table.schema if batches else self.schema
+        schema = known if columns is None else pa.schema([field for field in known if field.name in columns])
         if not batches:
-            return self.schema.empty_table()
-        schema = batches[0].table.schema
+            return schema.empty_table()
         return pa.concat_tables(
-            [conform(self._visible(batch, filters, faults), schema) for batch in batches]
+            [conform(self._visible(batch, filters, faults, schema.names), schema) for batch in batches]
         ).replace_schema_metadata(self.schema.metadata)
 
-    def _visible(self, batch: StoredBatch, filters: Sequence[Filter], faults: Faults) -> pa.Table:
+    def _visible(
+        self, batch: StoredBatch, filters: Sequence[Filter], faults: Faults, columns: Sequence[str]
+    ) -> pa.Table:
         table = batch.table
+        wanted = table.select([name for name in columns if name in table.column_names])
         if filters:
             try:
                 mask = row_mask(table, filters)
             except UnusableFilterError:
-                return table.slice(0, 0)
+                return wanted.slice(0, 0)
         elif batch.deleted:
             if len(batch.deleted) == table.num_rows and faults.wholly_deleted_batch_breaks_scan:
                 raise flight.FlightInternalError("index out of range [0] with length 0")
             mask = np.ones(table.num_rows, dtype=np.bool_)
             mask[list(batch.deleted)] = False
         else:
-            return table
-        return table if mask.all() else table.filter(pa.array(mask))
+            return wanted
+        return wanted if mask.all() else wanted.filter(pa.array(mask))
 
     def delete(self, identifier: str, faults: Faults) -> bool:
         """Mark the newest copy of a row; False when no row with this id can be deleted."""
@@ -180,7 +195,7 @@ class Dataset:
         every = _COLLAPSE_EVERY if faults.index_collapse and total > _COLLAPSE_ROWS else 1
         ordinal = 0
         for batch in batches:
-            if batch.vectors is not None and _is_indexed(batch, faults):
+            if batch.vectors is not None and _is_indexed(batch, faults) and not _is_left_out(batch, faults):
                 rows = np.flatnonzero(row_mask(batch.table, filters))
                 yield batch, rows[::every], ordinal
             ordinal += batch.table.num_rows
@@ -192,3 +207,8 @@ def _stored(batch: CatalogBatch, *, indexed_from: float, stalled: bool, deletabl
 
 def _is_indexed(batch: StoredBatch, faults: Faults) -> bool:
     return time.monotonic() >= batch.indexed_from and not (batch.stalled and faults.index_stall)
+
+
+def _is_left_out(batch: StoredBatch, faults: Faults) -> bool:
+    """Whether the index never takes these rows up."""
+    return faults.no_extensions and batch.vectors is not None and batch.vectors.dtype == np.float16

@@ -31,6 +31,9 @@ class Faults:
     """Rows put while this is on are not indexed until it is off again."""
     index_collapse: bool = False
     """Above 10,000 rows the index holds every tenth row only, and says READY (the auto-sharding defect)."""
+    no_extensions: bool = False
+    """Nothing that Longbow v0.1.2 cannot do: float16 vectors are stored but not indexed, scans answer whole rows, and
+    `check_readiness` says nothing of either."""
     unavailable_mid_stream: int | None = None
     """A put fails with UNAVAILABLE at its end, after this many of its rows were stored."""
     resource_exhausted: bool = False

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fletcher_core.longbow.server.state import ServerState, parse_filters
 
 _SCAN_CHUNK_ROWS = 8192
 _SCAN_KEYS = {"name", "dataset", "filters", "limit", "search"}
+_EXTENDED_SCAN_KEYS = {*_SCAN_KEYS, "columns"}
 _SEARCH_KEYS = {
     *("dataset", "vector", "k", "filters", "text_query", "alpha", "graph_alpha"),
     *("local_only", "include_vectors", "vector_format"),
@@ -97,11 +98,13 @@ class _Port(flight.FlightServerBase):  # type: ignore[misc]
 
     def do_get(self, context: flight.ServerCallContext, ticket: flight.Ticket) -> flight.FlightDataStream:
         self._state.last_call = time.monotonic()
-        request = _parse_ticket(ticket.ticket)
+        extended = not self._state.faults.no_extensions
+        request = _parse_ticket(ticket.ticket, _EXTENDED_SCAN_KEYS if extended else _SCAN_KEYS)
         if "search" in request:
             return flight.RecordBatchStream(pa.Table.from_batches([hits_batch(self._search(request["search"]))]))
         dataset = self._state.dataset(str(request.get("name", request.get("dataset", ""))))
-        table = dataset.scan(parse_filters(request.get("filters")), self._state.faults)
+        filters, columns = parse_filters(request.get("filters")), request.get("columns")
+        table = dataset.scan(filters, self._state.faults, columns)
         batches = table.to_batches(max_chunksize=_SCAN_CHUNK_ROWS)
         return flight.RecordBatchStream(pa.RecordBatchReader.from_batches(table.schema, batches))
 
@@ -205,15 +208,15 @@ def _batches(reader: flight.MetadataRecordBatchReader) -> Iterator[pa.RecordBatc
             yield chunk.data
 
 
-def _parse_ticket(ticket: bytes) -> dict[str, Any]:
-    """JSON, or a bare dataset name. Raises ArrowInvalid for JSON that is no ticket."""
+def _parse_ticket(ticket: bytes, known: Set[str] = _SCAN_KEYS) -> dict[str, Any]:
+    """JSON, or a bare dataset name. Raises ArrowInvalid for JSON that is no ticket of the known keys."""
     if not ticket.startswith(b"{"):
         return {"name": ticket.decode(errors="replace")}
     try:
         request = json.loads(ticket, parse_constant=_reject)
     except ValueError as error:
         raise pa.ArrowInvalid("invalid ticket format") from error
-    if not isinstance(request, dict) or request.keys() - _SCAN_KEYS:
+    if not isinstance(request, dict) or request.keys() - known:
         raise pa.ArrowInvalid("invalid ticket format")
     return request
 

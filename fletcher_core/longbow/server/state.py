@@ -23,6 +23,8 @@ from fletcher_core.longbow.server.stored_batch import Hits
 
 FLUSH_ROWS = 50_000
 FLUSH_BYTES = 32 * 2**20
+SEARCHED_TYPES = ["float32", "float16"]
+"""Element types of vectors that a search finds, as they should be found."""
 _CACHE_SECONDS = 60.0
 _CACHE_ENTRIES = 256
 
@@ -100,15 +102,23 @@ class ServerState:
         dataset.append(put, table, faults)
 
     def readiness(self, name: str | None) -> dict[str, object]:
-        """The JSON of `check_readiness`; another dataset's indexing makes all of them BUSY."""
+        """The JSON of `check_readiness`; another dataset's indexing makes all of them BUSY.
+
+        What this server can do beyond Longbow v0.1.2 is in keys of its own: `vector_types`, the element types that it
+        searches, `scan_columns`, whether a scan's ticket may name columns, and a dataset's own `vector_type`.
+        """
         busy = any(dataset.is_indexing(self.faults) for dataset in self.datasets())
         answer: dict[str, object] = {"status": "BUSY" if busy else "READY"}
+        if not self.faults.no_extensions:
+            answer |= {"vector_types": SEARCHED_TYPES, "scan_columns": True}
         if busy:
             answer["reason"] = "index queue is not empty"
         if name:
             if name not in self._datasets:
                 return {"status": "NOT_FOUND", "reason": "dataset not found"}
             answer["index_len"] = self.dataset(name).index_length(self.faults)
+            if not self.faults.no_extensions:
+                answer["vector_type"] = self.dataset(name).vector_type
         return answer
 
     def search(self, request: Mapping[str, Any]) -> list[Hits]:

@@ -42,7 +42,7 @@ def test_put_read_back_search_and_delete(client: LongbowClient) -> None:
     client.delete("docs", 2)
     assert sorted(client.scan("docs")["id"].to_pylist()) == [0, 1, 7]
     assert client.list_datasets() == ["docs"]
-    assert client.readiness("docs") == Readiness("READY", "", 4)
+    assert client.readiness("docs") == Readiness("READY", "", 4, ("float32", "float16"), "float32", True)
     client.delete_dataset("docs")
     assert client.list_datasets() == []
     assert client.readiness("docs").status == "NOT_FOUND"

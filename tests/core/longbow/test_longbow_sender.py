@@ -208,7 +208,8 @@ def test_a_server_that_came_back_empty_gets_everything_again(
     assert sorted(client.scan(collection.generation.name)["id"].to_pylist()) == sorted(collection.live.values())
 
 
-def test_a_server_that_came_back_older_gets_what_it_lacks(server: Any, collection: Any, client: LongbowClient) -> None:
+def test_a_server_that_came_back_older_gets_what_it_lacks(server: Any, collection: Any, connect: Connect) -> None:
+    client = connect(streams=1)  # so that the last two puts are of the last two segments
     for rows in (["a", "b"], ["c"], ["d", "e"], ["f"]):
         collection.write(rows)
     assert deliver(collection, client).is_complete

@@ -12,6 +12,7 @@ import pytest
 from fletcher_core.errors import LongbowError
 from fletcher_core.longbow.server import Faults, LongbowServer
 
+EXTENSIONS = {"vector_types", "vector_type", "scan_columns"}  # of check_readiness, beyond Longbow's own keys
 FLOATS = pa.list_(pa.field("item", pa.float32()), 2)
 
 
@@ -57,7 +58,8 @@ class Wire:
 
     def ready(self, name: str | None = None) -> dict[str, object]:
         (body,) = self.act("check_readiness", None if name is None else {"dataset": name})
-        return json.loads(body)
+        answer = json.loads(body)
+        return {key: value for key, value in answer.items() if key not in EXTENSIONS}
 
 
 @pytest.fixture
@@ -296,6 +298,31 @@ def test_every_element_type_is_stored_and_searchable(wire: Wire, element: pa.Dat
     wire.put("docs", vectors_of(pa.list_(element, 2), [[1, 0], [0, 1], [3, 4]]))
     assert [row for row, _ in wire.search("docs", [3.0, 4.0], 2)] == [2, 1]
     assert wire.scan("docs")["vector"].to_pylist() == [[1, 0], [0, 1], [3, 4]]
+
+
+def test_what_it_can_do_beyond_longbow_is_said_and_can_be_switched_off(server: LongbowServer, wire: Wire) -> None:
+    wire.put("docs", vectors_of(pa.list_(pa.float16(), 2), [[1, 0], [0, 1]]))
+    ticket = {"name": "docs", "columns": ["id", "unknown"]}
+
+    def said() -> dict[str, object]:
+        (body,) = wire.act("check_readiness", {"dataset": "docs"})
+        return json.loads(body)
+
+    assert {key: said()[key] for key in EXTENSIONS} == {
+        "vector_types": ["float32", "float16"],
+        "vector_type": "float16",
+        "scan_columns": True,
+    }
+    assert said()["index_len"] == 2
+    assert wire.get(ticket).to_pydict() == {"id": [0, 1]}
+    assert wire.get({**ticket, "name": "docs", "filters": [{"field": "nothing", "operator": "=", "value": "x"}]}) == (
+        pa.table({"id": pa.array([], pa.uint64())})
+    )
+    server.faults = Faults(no_extensions=True)
+    assert said() == {"status": "READY", "index_len": 0}
+    assert wire.search("docs", [1.0, 0.0], 2) == []
+    with pytest.raises(pa.ArrowInvalid, match="invalid ticket format"):
+        wire.get(ticket)
 
 
 def test_a_nan_vector_comes_first_and_a_null_vector_counts_as_zeros(wire: Wire) -> None:
