@@ -11,7 +11,7 @@ BENCH_VENV := .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed
 PACKAGES := fletcher_core fletcher_dagster demo
 CODE := $(PACKAGES) kernels tests bench
-NATIVE := kernels/simd/CMakeLists.txt $(foreach folder,. arrow unicode wordpiece wordpiece/isa,\
+NATIVE := kernels/simd/CMakeLists.txt $(foreach folder,. arrow encoder unicode wordpiece wordpiece/isa,\
   $(wildcard $(foreach ending,h cpp inc,kernels/simd/$(folder)/*.$(ending))))
 BUILD := scikit-build-core nanobind cmake ninja
 PEERS := onnx onnxscript sentence-transformers torch transformers

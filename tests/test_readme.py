@@ -84,7 +84,7 @@ def test_the_readmes_project_materializes_and_its_other_examples_run(
         connection.execute("COPY (SELECT 'a' AS id, 'How do I return it?' AS message) TO 'tickets/1.parquet'")
     project, search, embedder, longbow = blocks(ROOT / "README.md", "python")
     (read_the_store,) = blocks(ROOT / "docs" / "store.md", "sql")
-    (without_dagster,) = blocks(ROOT / "docs" / "how-it-works.md", "python")
+    cached, without_dagster = blocks(ROOT / "docs" / "how-it-works.md", "python")
     namespace: dict[str, object] = {}
     try:
         exec(compile(project, "README.md: your own project", "exec"), namespace)
@@ -106,6 +106,8 @@ def test_the_readmes_project_materializes_and_its_other_examples_run(
     finally:
         stop_embedded(tmp_path / "vectors" / ".longbow")
 
+    exec(compile(cached, "how-it-works.md: the cache", "exec"), {})
+    assert capsys.readouterr().out == "0.0\n"
     exec(compile(embedder, "README.md: the embedder", "exec"), namespace)
     assert np.shape(namespace["vectors"]) == (2, 384)
     exec(compile(longbow, "README.md: a real Longbow", "exec"), {})
