@@ -137,7 +137,7 @@ def test_a_cancelled_run_stops_is_not_retried_and_leaves_what_it_committed(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fletcher_core.pipeline.WINDOW", 256)  # smaller steps, so that fewer rows will do
-    rows = 2000
+    rows = 12_000  # seconds of work: the interrupt must come before the end
     project.sql(f"CREATE TABLE many AS SELECT i AS id, 'text ' || i AS text FROM range({rows}) t(i)")
     project.fletcher = FletcherResource(
         store_path=project.fletcher.store_path, longbow=project.fletcher.longbow, commit_seconds=0.01
