@@ -1,7 +1,6 @@
 """The activation of an MLP without a gate, elementwise, where no product ends in it."""
 
 from collections.abc import Iterator, Sequence
-from math import erf
 from typing import Any
 
 import mlx.core as mx
@@ -34,15 +33,7 @@ def _fallback(arrays: Sequence[mx.array], static: Static) -> list[mx.array]:
 
 
 def _reference(arrays: Sequence[npt.NDArray[Any]], static: Static) -> list[Float64]:
-    x = arrays[0]
-    kind = KINDS[static["kind"]]
-    if kind == "relu":
-        return [np.maximum(x, 0.0)]
-    if kind == "silu":
-        return [x / (1.0 + np.exp(-x))]
-    if kind == "gelu_tanh":
-        return [0.5 * x * (1.0 + np.tanh((2.0 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))]
-    return [0.5 * x * (1.0 + np.vectorize(erf, otypes=[np.float64])(x * 0.5**0.5))]
+    return [gemm_act.activate_reference(arrays[0], KINDS[static["kind"]])]
 
 
 def _cases(_: Dialect) -> Iterator[Case]:

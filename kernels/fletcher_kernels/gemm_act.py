@@ -9,6 +9,7 @@ MLX operations, `reference` in NumPy's float64; of "rope", `fletcher_kernels.rop
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cache
+from math import erf
 from typing import Any, Literal
 
 import mlx.core as mx
@@ -301,11 +302,14 @@ def reference(
     a: npt.NDArray[Any], weight: npt.NDArray[Any], bias: npt.NDArray[Any] | None, activation: Activation
 ) -> npt.NDArray[np.float64]:
     """The same in float64."""
-    from math import erf
-
     x = a.astype(np.float64) @ weight.astype(np.float64).T + (0.0 if bias is None else bias.astype(np.float64))
+    return activate_reference(x, activation)
+
+
+def activate_reference(x: npt.NDArray[np.float64], activation: Activation) -> npt.NDArray[np.float64]:
+    """The activation alone, in float64."""
     if activation == "gelu":
-        return np.asarray(0.5 * x * (1.0 + np.vectorize(erf)(x * 0.5**0.5)))
+        return np.asarray(0.5 * x * (1.0 + np.vectorize(erf, otypes=[np.float64])(x * 0.5**0.5)))
     if activation == "gelu_tanh":
         return np.asarray(0.5 * x * (1.0 + np.tanh((2.0 / np.pi) ** 0.5 * (x + 0.044715 * x**3))))
     if activation == "relu":
