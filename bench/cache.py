@@ -21,8 +21,8 @@ from results import JSON_OPTION, Row, write_results
 from texts import mixed_texts
 
 from fletcher_core import Embedder
+from fletcher_core.batching import WINDOW
 from fletcher_core.cache import TextKeys, VectorCache
-from fletcher_core.embedder import WINDOW
 
 DIMENSION = 384
 TARGET_US = 2.0

@@ -12,6 +12,9 @@ import numpy.typing as npt
 
 from fletcher_core.tokens import Int64, cumulative
 
+# Texts tokenized and sorted together. Large enough that sorting leaves little padding, small enough that the engine
+# gets its first batch at once.
+WINDOW = 2048
 # A batch with this share of its bucket in use is not worth splitting: each dispatch has a cost of its own.
 _NEARLY_FULL = 0.75
 

@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from fletcher_core.batching import WINDOW
 from fletcher_core.cache import TextKeys, VectorCache
+from fletcher_core.embed_call import EmbedCall, KeyedCache
 from fletcher_core.engines import Engine, EngineChoice, Precision, load_engine
 from fletcher_core.errors import ConfigError, EngineError, InputError
 from fletcher_core.guard import sound_vectors
@@ -24,16 +26,12 @@ from fletcher_core.prefetch import prefetch
 from fletcher_core.stop import NEVER, Stop
 from fletcher_core.tokenizers import EncodedTexts, InvalidText, TextEncoder, load_tokenizer
 from fletcher_core.tokenizers.encode import LongText
-from fletcher_core.tokenizers.request import Column, as_column, binary_type, check_prompt, check_whole
+from fletcher_core.tokenizers.request import Column, as_column, check_prompt, check_whole
 from fletcher_core.tokenizers.tokenizer import Texts
 from fletcher_core.tokens import Int32, Int64, TokenBatch
 
 Vectors = npt.NDArray[np.float32]
 Payload = TypeVar("Payload")
-
-# Texts tokenized and sorted together. Large enough that sorting leaves little padding, small enough that the engine
-# gets its first batch at once.
-WINDOW = 2048
 
 
 @dataclass(frozen=True)
@@ -193,7 +191,7 @@ class Embedder:
             cache.settle(self.dimension)
         # One value, set at once: a call that runs meanwhile keeps the cache that it began with.
         self._keyed = (
-            _KeyedCache(cache, self._text_keys(cache, self.encoder), self._text_keys(cache, self._query_encoder))
+            KeyedCache(cache, self._text_keys(cache, self.encoder), self._text_keys(cache, self._query_encoder))
             if cache is not None
             else None
         )
@@ -282,13 +280,13 @@ class Embedder:
 
     def _embed(self, texts: Column, missing: npt.NDArray[np.bool_], stop: Stop, dataset: str) -> Vectors:
         """Vectors of `texts`, zeros for those that are `missing`; any other text without a good vector is an error."""
-        call = _Call(texts, missing, self.dimension, self._keyed, dataset, self._find_equal)
+        call = EmbedCall(texts, missing, self.dimension, self._keyed, dataset, self._find_equal)
         windows = call.windows()
         first = next(windows, None)
         if first is not None:  # a call whose texts are all known does not wait for the device
             # One window has nothing to overlap with: without another thread, a single text is answered sooner.
             ahead = 2 if len(texts) > WINDOW else 0
-            for rows, result in self.stream(chain([first], windows), stop, ahead=ahead):
+            for rows, result in self.stream(chain([first], windows), stop, ahead=ahead, place=call.place):
                 self._refuse_bad(rows, missing, result)
                 call.accept(rows, result.vectors)
         return call.finish()
@@ -360,6 +358,7 @@ class Embedder:
         stop: Stop = NEVER,
         on_batch: Callable[[int], None] | None = None,
         ahead: int = 2,
+        place: Callable[[Payload], Vectors | None] | None = None,
     ) -> Generator[tuple[Payload, EmbeddedTexts]]:
         """Embed windows of texts one after another without letting the engine wait between them.
 
@@ -367,6 +366,7 @@ class Embedder:
         this thread. Yields each window's payload with its result, in order. Texts that were cut or are invalid and
         vectors that are unsound are flagged, not raised; a text without tokens has a vector of NaN. `on_batch` is
         called on this thread with the number of sequences (texts or chunks of them) of each batch that is through.
+        `place` may give the float32 [n, dim] array for a window's vectors, which `EmbeddedTexts.vectors` then is.
 
         Raises:
             InputError: a text is no str, or the array is not of strings.
@@ -381,7 +381,8 @@ class Embedder:
             for payload, texts in windows:
                 started = time.perf_counter()
                 encoded = self.encoder.encode(texts)
-                yield _Window(payload, encoded, self, time.perf_counter() - started)
+                target = place(payload) if place is not None else None
+                yield _Window(payload, encoded, self, time.perf_counter() - started, target)
 
         def batches() -> Generator[TokenBatch]:
             nonlocal waited
@@ -418,137 +419,17 @@ class Embedder:
                 source.close()
 
 
-@dataclass(frozen=True)
-class _KeyedCache:
-    """A cache with the keys of an embedder's texts and of its queries, which are equal where the prompts are."""
-
-    cache: VectorCache
-    texts: TextKeys
-    queries: TextKeys
-
-
-class _Call:
-    """One call to embed: which of its texts must be computed, and where their vectors go.
-
-    Equal texts are computed once, and known ones not at all. Without a cache and without `find_equal` every text is.
-    """
-
-    def __init__(
-        self,
-        texts: Column,
-        missing: npt.NDArray[np.bool_],
-        dimension: int,
-        keyed: _KeyedCache | None,
-        dataset: str,
-        find_equal: bool,
-    ):
-        self.texts = texts
-        self.missing = missing
-        self.keyed = keyed
-        self.dataset = dataset
-        self.computes_all = keyed is None and not find_equal
-        self.vectors = np.zeros((len(texts), dimension), dtype=np.float32)
-        self._row_of: dict[str | bytes, int] = {}  # key, or text -> the row where it stands first
-        self._key_at: dict[int, bytes] = {}  # row -> key of texts on their way through the engine
-        self._copies: list[tuple[Int64, Int64]] = []  # rows, and the rows whose vectors they take
-
-    def windows(self) -> Generator[tuple[Int64, Column]]:
-        """The texts to compute with their rows (int64, ascending), in windows of the input's that are merged while they
-        are small; the vectors of known texts are put in their places on the way."""
-        rows: list[Int64] = []
-        parts: list[Column] = []
-        for start in range(0, len(self.texts), WINDOW):
-            part = self._window(start)
-            chosen = self._to_compute(start, part)
-            if not len(chosen):
-                continue
-            rows.append(start + chosen)
-            parts.append(part if len(chosen) == len(part) else _take(part, chosen))
-            if sum(map(len, rows)) > WINDOW // 2:
-                yield np.concatenate(rows), _joined(parts)
-                rows, parts = [], []
-        if rows:
-            yield np.concatenate(rows), _joined(parts)
-
-    def accept(self, rows: Int64, vectors: Vectors) -> None:
-        """The good vectors [m, dim] of the texts `rows` (of those that are missing, anything)."""
-        wanted = ~self.missing[rows]
-        self.vectors[rows[wanted]] = vectors[wanted]
-        if self.keyed is not None:
-            keys = [self._key_at.pop(row) for row in rows.tolist()]
-            self.keyed.cache.put_many(keys, vectors, self.dataset)
-
-    def finish(self) -> Vectors:
-        """All vectors, float32 [n, dim]."""
-        for rows, sources in self._copies:
-            self.vectors[rows] = self.vectors[sources]
-        return self.vectors
-
-    def _window(self, start: int) -> Column:
-        part = self.texts[start : start + WINDOW]
-        return part if isinstance(part, list) or self.computes_all else _binary(part)
-
-    def _to_compute(self, start: int, part: Column) -> Int64:
-        """Places in the window `part`, which begins at row `start`, of the texts that have no vector yet."""
-        if self.computes_all:
-            return np.arange(len(part))
-        places = np.flatnonzero(~self.missing[start : start + len(part)])
-        texts = _items(part if len(places) == len(part) else _take(part, places))
-        rows = start + places
-        if self.keyed is None:
-            return places[self._first_seen(texts, rows)]
-        keys = self.keyed.texts.keys(texts)
-        new = self._first_seen(keys, rows)
-        return places[new][self._not_cached(self.keyed, [keys[at] for at in np.flatnonzero(new)], rows[new])]
-
-    def _first_seen(self, keys: Sequence[str | bytes], rows: Int64) -> npt.NDArray[np.bool_]:
-        """bool [m]: which of the texts at `rows` stand there first; the others will take the first one's vector."""
-        first = np.fromiter(map(self._row_of.setdefault, keys, rows.tolist()), np.int64, len(rows))
-        new: npt.NDArray[np.bool_] = first == rows
-        if not new.all():
-            self._copies.append((rows[~new], first[~new]))
-        return new
-
-    def _not_cached(self, keyed: _KeyedCache, keys: list[bytes], rows: Int64) -> npt.NDArray[np.bool_]:
-        unknown = ~keyed.cache.get_many(keys, self.vectors, rows, self.dataset)
-        for at in np.flatnonzero(unknown).tolist():
-            self._key_at[int(rows[at])] = keys[at]
-        return unknown
-
-
-def _take(texts: Column, places: Int64) -> Column:
-    if isinstance(texts, list):
-        return [texts[at] for at in places.tolist()]
-    return texts.take(pa.array(places))
-
-
-def _joined(parts: list[Column]) -> Column:
-    """Lists, or Arrow arrays of one type, as one."""
-    if len(parts) == 1:
-        return parts[0]
-    if isinstance(parts[0], list):
-        return [text for part in parts for text in part]
-    return pa.chunked_array([chunk for part in parts for chunk in getattr(part, "chunks", [part])])
-
-
-def _binary(texts: "pa.Array | pa.ChunkedArray") -> "pa.Array | pa.ChunkedArray":
-    """The same as bytes, which may be what is not valid UTF-8, and not as views, which Arrow cannot take from."""
-    kind = binary_type(texts)
-    data = texts.cast(kind)
-    return data.cast(pa.large_binary()) if kind == pa.binary_view() else data
-
-
-def _items(texts: Column) -> "list[str] | list[bytes]":
-    if isinstance(texts, list):
-        return texts
-    items: list[bytes] = texts.to_numpy(zero_copy_only=False).tolist()
-    return items
-
-
 class _Window(Generic[Payload]):
     """A window on its way through the engine: its batches go out in order and their vectors come back in order."""
 
-    def __init__(self, payload: Payload, texts: EncodedTexts, embedder: Embedder, tokenize_seconds: float):
+    def __init__(
+        self,
+        payload: Payload,
+        texts: EncodedTexts,
+        embedder: Embedder,
+        tokenize_seconds: float,
+        target: Vectors | None,
+    ):
         self.payload = payload
         self.texts = texts
         self.embedder = embedder
@@ -557,7 +438,11 @@ class _Window(Generic[Payload]):
         some = np.flatnonzero(lengths)  # null and invalid texts have no tokens, and the engine takes no empty ones
         self.plan = [some[rows] for rows in engine.plan(lengths[some])]
         self.padded_tokens = sum(engine.computed_tokens(lengths[rows]) for rows in self.plan)
-        self.vectors = np.full((len(lengths), embedder.dimension), np.nan, dtype=np.float32)
+        if target is None or len(target) != len(lengths):  # chunks have vectors of their own, before they are joined
+            target = np.empty((len(lengths), embedder.dimension), dtype=np.float32)
+        if len(some) < len(lengths):
+            target[lengths == 0] = np.nan
+        self.vectors = target
         self.returned = 0
         self.tokenize_seconds = tokenize_seconds
         self.compute_seconds = 0.0

@@ -17,8 +17,9 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fletcher_core.batching import WINDOW
 from fletcher_core.changes import Changes, detect_changes
-from fletcher_core.embedder import WINDOW, EmbeddedTexts, Embedder
+from fletcher_core.embedder import EmbeddedTexts, Embedder
 from fletcher_core.errors import ConfigError, RunCancelled, StoreLockedError
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.longbow.sender import Sender, SenderSettings

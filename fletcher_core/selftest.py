@@ -158,15 +158,16 @@ def check_device(report: Report, thread: ThreadPoolExecutor, dialect: Any) -> No
     )
     report.line(f"{'kernel':<11}{'case':<31}{'fp16':>8}{'bf16':>8}{'fp32':>8}{'to plain':>10}{'us':>8}{'plain us':>10}")
     kernels = report.figures.setdefault("kernels", [])
+    replaced: dict[str, str] = {}
     for found in _on(thread, checks.check_kernels(dialect)):
         kernels.extend(asdict(check) for check in found)
+        replaced |= {check.name: check.replaced for check in found if check.replaced}
         _table_row(report, found)
     products = list(_on(thread, checks.check_products(checks.PRODUCTS)))
     report.figures["products"] = [asdict(check) for check in products]
     for at in range(0, len(products), 3):
         _table_row(report, products[at : at + 3])
     if dialect is not None:
-        replaced = call(lambda: checks.replaced_kernels(dialect))
         report.figures["replaced"] = replaced
         report.line(f"kernels that the engine would replace: {'none' if not replaced else ''}")
         for name, reason in replaced.items():

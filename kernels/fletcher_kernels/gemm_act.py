@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from fletcher_kernels.build import read
+from fletcher_kernels.build import included, read
 from fletcher_kernels.launching import launches_singly
 
 Activation = Literal["none", "gelu", "gelu_tanh", "relu", "silu", "swiglu", "rope"]
@@ -243,7 +243,8 @@ def header(n: int, k: int, activation: Activation, bfloat: bool, biased: bool, h
         f"#define GEMM_CLUSTER {how.cluster}\n#define GEMM_BIAS {'bias' if biased else 'nullptr'}\n"
         f"#define GEMM_ANGLES {', '.join(_TURN if head_dim else ['nullptr'] * 3)}\n"
         f"namespace fletcher_gemm {{\nusing element = {'__nv_bfloat16' if bfloat else '__half'};\n"
-        f"{constants}{flags}{gelu}{_wgmma(how.block_columns, 'bf16' if bfloat else 'f16')}}}\n{read('cuda/gemm_act.h')}"
+        f"{constants}{flags}{gelu}{_wgmma(how.block_columns, 'bf16' if bfloat else 'f16')}}}\n"
+        f"{included('cuda/gemm_act.h')}"
     )
 
 
@@ -264,8 +265,8 @@ def _wgmma(columns: int, operand: str) -> str:
 @cache
 def _built(n: int, k: int, activation: Activation, bfloat: bool, biased: bool, how: Schedule, head_dim: int = 0) -> Any:
     before, text = header(n, k, activation, bfloat, biased, how, head_dim), read("cuda/gemm_act.k")
-    # MLX keeps compiled CUDA kernels on disk under their name alone: another text must have another name.
-    digest = hashlib.sha256((before + text).encode()).hexdigest()[:12]
+    # MLX finds a compiled CUDA kernel by its name alone: another text must have another name.
+    digest = hashlib.sha256((before + read("cuda/gemm_act.h") + text).encode()).hexdigest()[:12]
     return mx.fast.cuda_kernel(
         name=f"fletcher_gemm_act_{digest}",
         input_names=["a", "weight", *(["bias"] if biased else []), *(_TURN if head_dim else [])],

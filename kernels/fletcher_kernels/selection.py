@@ -58,9 +58,10 @@ class KernelSet:
         if not kernel.supports(arrays, static):
             self._tell_uncovered(kernel, arrays, static, self.dialect)
             return kernel.fallback(arrays, static)
-        variant = (name, *(value for _, value in kernel.plan(arrays, static, self.dialect).template))
+        plan = kernel.plan(arrays, static, self.dialect)
+        variant = (name, plan.template)
         if variant in self._checked:
-            return launch(kernel, arrays, static, self.dialect)
+            return launch(kernel, arrays, static, self.dialect, plan)
         problem, outputs = self._check(kernel, arrays, static, self.dialect)
         self._judge(name, variant, problem)
         return outputs

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from fletcher_core import Embedder
-from fletcher_core.embedder import WINDOW
+from fletcher_core.batching import WINDOW
 from fletcher_core.errors import ConfigError, DeadlineExceeded, InputError, ModelError, RunCancelled
 from fletcher_core.stop import Stop
 

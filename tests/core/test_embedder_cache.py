@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from fletcher_core import Embedder
+from fletcher_core.batching import WINDOW
 from fletcher_core.cache import VectorCache
-from fletcher_core.embedder import WINDOW
 from fletcher_core.errors import ConfigError, EngineError, FletcherError, InputError
 from fletcher_core.tokens import TokenBatch
 

@@ -1,6 +1,7 @@
 """NVIDIA's compiler for the CUDA text of a kernel: no GPU, no driver, no nvcc."""
 
 import ctypes
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -61,6 +62,11 @@ def cuda_text(kernel: Kernel, arrays: Sequence[Any], static: Static) -> str:
         f"namespace cg = cooperative_groups;\n__global__ void kernel({', '.join(inputs + outputs)}) {{\n"
         f"{constants}{source(kernel, 'cuda')}\n}}\n}}\n"
     )
+
+
+def expanded(text: str) -> str:
+    """`text` with the files that it includes from this package in their places."""
+    return re.sub(r'^#include "(.+)"\n', lambda found: Path(found[1]).read_text("utf-8"), text, flags=re.MULTILINE)
 
 
 def compile_cuda(text: str, architecture: str = "sm_90a") -> Compiled:

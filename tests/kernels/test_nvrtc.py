@@ -81,7 +81,7 @@ def test_every_variant_compiles_into_registers(kernel: str, architecture: str) -
 
 
 def test_local_memory_is_seen() -> None:
-    text = next(iter(texts("rope").values()))
+    text = nvrtc.expanded(next(iter(texts("rope").values())))
     array = "float many[64] = {};\n for (int j = 0; j < 64; j++) many[positions[j] & 63] += float(j);\n"
     faulty = text.replace("k_store4(to, ", array + "k_store4(to, k_splat4(many[i % 64u]) + ")
     assert faulty != text
@@ -89,6 +89,6 @@ def test_local_memory_is_seen() -> None:
 
 
 def test_what_does_not_compile_is_told_in_the_compiler_s_words() -> None:
-    text = next(iter(texts("rope").values()))
+    text = nvrtc.expanded(next(iter(texts("rope").values())))
     with pytest.raises(nvrtc.NvrtcError, match="no_such_name"):
         nvrtc.compile_cuda(text.replace("k_store4(to, ", "k_store4(no_such_name, "))

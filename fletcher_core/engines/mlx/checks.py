@@ -3,8 +3,11 @@
 All of it on the thread that calls, which should be one that does nothing else with MLX.
 """
 
+import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +19,8 @@ from fletcher_kernels.build import launch
 from fletcher_kernels.kernel import Case, Dialect, Kernel, float64, on_device
 from fletcher_kernels.selection import KernelSet, relative_error, switched_off
 
+from fletcher_core.engines.mlx.device import gpu_dialect
+
 # Plain operations round to the type under test more often than a kernel does.
 PLAIN_SLACK = 3.0
 # (M, K, N) of the products; MLX issue 3585: silently wrong for M > 8.
@@ -24,6 +29,7 @@ PRODUCTS = ((64, 384, 384), (1024, 1024, 1024))
 _PRODUCT_TOLERANCE = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 5e-3}
 _REPEATS = 5
 _LONG_ENOUGH = 0.2  # seconds of one run that need no repetition
+_PROCESSES = 12  # at most; each holds some 500 MB of an NVIDIA GPU
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Check:
 
     `error` is the kernel's and `plain_error` the plain operations' largest difference from float64, `difference` that
     between the two, all in units of the largest value; `seconds` the best of some runs; `problem` is empty if all is
-    well.
+    well, `replaced` says why the engine would run plain operations in its stead, empty if it would not.
     """
 
     name: str
@@ -44,13 +50,35 @@ class Check:
     seconds: float
     plain_seconds: float
     problem: str
+    replaced: str = ""
 
 
 def check_kernels(dialect: Dialect | None) -> Iterator[list[Check]]:
-    """The checks of each kernel and case, one a type; without a dialect of the plain operations alone."""
-    for kernel in KERNELS.values():
-        for case in kernel.cases(dialect or "metal"):
-            yield [check_kernel(kernel, case, dtype, dialect) for dtype in kernel.floats]
+    """The checks of each kernel and case, one a type; without a dialect of the plain operations alone.
+
+    MLX compiles CUDA kernels anew in each process, 1 to 2 s each: there the checks run in processes side by side.
+    """
+    todo = [(kernel.name, at) for kernel in KERNELS.values() for at in range(len(_cases(kernel, dialect)))]
+    if dialect == "cuda":
+        processes = min(_PROCESSES, os.cpu_count() or 1)
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+            yield from pool.map(_check_on_gpu, *zip(*todo, strict=True))
+    else:
+        for name, at in todo:
+            yield _check_case(name, at, dialect)
+
+
+def _cases(kernel: Kernel, dialect: Dialect | None) -> list[Case]:
+    return list(kernel.cases(dialect or "metal"))
+
+
+def _check_on_gpu(name: str, at: int) -> list[Check]:
+    return _check_case(name, at, gpu_dialect())
+
+
+def _check_case(name: str, at: int, dialect: Dialect | None) -> list[Check]:
+    kernel = KERNELS[name]
+    return [check_kernel(kernel, _cases(kernel, dialect)[at], dtype, dialect) for dtype in kernel.floats]
 
 
 def check_kernel(kernel: Kernel, case: Case, dtype: str, dialect: Dialect | None) -> Check:
@@ -73,7 +101,17 @@ def check_kernel(kernel: Kernel, case: Case, dtype: str, dialect: Dialect | None
         problem = f"plain operations are off by {plain_error:.1e}, {PLAIN_SLACK * allowed:.1e} is allowed"
     elif dialect is not None and not problem and not error <= allowed:
         problem = f"is off by {error:.1e}, {allowed:.1e} is allowed"
-    return Check(kernel.name, case.name, dtype, error, plain_error, difference, seconds, plain_seconds, problem)
+    replaced = "" if dialect is None else _replaced(kernel, arrays, case, dialect)
+    return Check(
+        kernel.name, case.name, dtype, error, plain_error, difference, seconds, plain_seconds, problem, replaced
+    )
+
+
+def _replaced(kernel: Kernel, arrays: list[mx.array], case: Case, dialect: Dialect) -> str:
+    """Why the engine would replace the kernel after its own check on these inputs; empty if it would not."""
+    kernels = KernelSet(dialect, switched_off())
+    mx.eval(kernels.run(kernel.name, arrays, **case.static))
+    return kernels.replaced.get(kernel.name, "")
 
 
 def check_products(sizes: tuple[tuple[int, int, int], ...]) -> Iterator[Check]:
@@ -92,16 +130,6 @@ def _check_product(case: str, operands: list[mx.array], dtype: str, allowed: flo
     if not problem and not error <= allowed:
         problem = f"is off by {error:.1e}, {allowed:.1e} is allowed"
     return Check("product", case, dtype, error, error, 0.0, seconds, seconds, problem)
-
-
-def replaced_kernels(dialect: Dialect) -> dict[str, str]:
-    """Which kernels the engine would replace after its own check on these inputs, and why."""
-    kernels = KernelSet(dialect, switched_off())
-    for kernel in KERNELS.values():
-        for case in kernel.cases(dialect):
-            for dtype in kernel.floats:
-                mx.eval(kernels.run(kernel.name, on_device(case.arrays, dtype), **case.static))
-    return kernels.replaced
 
 
 def device_lines() -> list[str]:

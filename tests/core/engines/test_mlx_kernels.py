@@ -37,11 +37,11 @@ def expected(engine: MlxEngine) -> np.ndarray:
     return np.array(vectors)
 
 
-def _right(kernel: Kernel, arrays: Any, static: Any, _: Any) -> list[mx.array]:
+def _right(kernel: Kernel, arrays: Any, static: Any, *_: Any) -> list[mx.array]:
     return kernel.fallback(arrays, static)
 
 
-def _off_by_one(kernel: Kernel, arrays: Any, static: Any, _: Any) -> list[mx.array]:
+def _off_by_one(kernel: Kernel, arrays: Any, static: Any, *_: Any) -> list[mx.array]:
     return [output + 1 for output in kernel.fallback(arrays, static)]
 
 
