@@ -2,12 +2,13 @@
 
     .venv/bin/python bench/flight.py [--rows 80000] [--dimension 384] [--rounds 5] [--json FILE]
 
-The peer has every batch in memory and ready, sends one after the other as a put of its own, and is done at the last OK;
-a second one sends all down one stream. `streams alone` are Fletcher's puts of the same ready batches, several at once.
-`delivery` starts from committed segments: it reads them from the store's Parquet files, makes the columns of the wire,
-puts the same batches, keeps its ledger, reads every row back from the server, and ends when all rows are searchable;
-`last OK` is when its last put was closed. Rounds alternate between all ways on one server (a process of its own on the
-same cores); every way starts with an empty dataset; medians count, the ratio's being that of the rounds' ratios.
+The peer has every batch in memory and ready, sends one after the other as a put of its own, and is done at the last
+OK; a second one sends all down one stream. `streams alone` are Fletcher's puts of the same ready batches, several at
+once. `delivery` starts from committed segments: it reads them from the store's Parquet files, makes the columns of
+the wire, puts the same batches, keeps its ledger, reads every row back from the server, and ends when all rows are
+searchable; `last OK` is when its last put was closed. Segments `just committed`, as in a run, are in memory still.
+Rounds alternate between all ways on one server (a process of its own on the same cores); every way starts with an
+empty dataset; medians count, the ratio's being that of the rounds' ratios.
 Then the search, over 8,192 random unit vectors: how many of the 10 nearest rows are the same when the server holds
 float16 instead of float32. Random vectors are the hardest for it: their neighbours are all about equally far.
 """
@@ -35,6 +36,8 @@ from fletcher_core.longbow.sender import Sender
 from fletcher_core.longbow.wire import blocks, wire_table
 from fletcher_core.models.card import ModelCard
 from fletcher_core.store import Generation, VectorStore
+from fletcher_core.store.recent import RecentSegments
+from fletcher_core.store.segments import read_labelled
 
 SEGMENT_ROWS = 8192
 RECALL_ROWS, QUERIES = 8192, 1000
@@ -161,6 +164,8 @@ def all_ways(
     yield "bare do_put, one stream", lambda: one_bare_put(generation.name, settings.data, batches)
     yield f"streams alone ({settings.streams})", lambda: streams_alone(generation.name, settings, batches)
     yield "delivery", lambda: deliver(generation, settings)
+    generation.recent = RecentSegments(1 << 40)
+    yield "delivery, just committed", lambda: deliver_recent(generation, settings)
     for name, setting in {
         "delivery, fp16": replace(settings, transport="fp16"),
         "delivery, lz4": replace(settings, compression="lz4"),
@@ -214,6 +219,13 @@ def deliver(generation: Generation, settings: LongbowSettings) -> tuple[int, flo
         assert report.is_complete, report
         ledger = generation.manifest.deliveries(client.address.data, generation.name)
         return report.bytes_sent, seconds, max(delivery.sent_at or 0.0 for delivery in ledger) - started_at
+
+
+def deliver_recent(generation: Generation, settings: LongbowSettings) -> tuple[int, float, float]:
+    """As in a run: the segments were committed a moment ago and are in memory still."""
+    for segment in generation.segments():
+        generation.recent.put(segment.label, segment.file, read_labelled(segment.file, segment.label))
+    return deliver(generation, settings)
 
 
 def recall_of_halves(generation: Generation, settings: LongbowSettings) -> float:

@@ -24,6 +24,7 @@ from fletcher_core.guard import sound_vectors
 from fletcher_core.models import ModelCard, ModelPackage, load_weights, resolve_model
 from fletcher_core.prefetch import prefetch
 from fletcher_core.stop import NEVER, Stop
+from fletcher_core.telemetry.stages import Busy, unwatched
 from fletcher_core.tokenizers import EncodedTexts, InvalidText, TextEncoder, load_tokenizer
 from fletcher_core.tokenizers.encode import LongText
 from fletcher_core.tokenizers.request import Column, as_column, check_prompt, check_whole
@@ -38,8 +39,7 @@ Payload = TypeVar("Payload")
 class EmbeddedTexts:
     """Vectors of `n` texts: `vectors` float32 [n, dim]; `token_counts` int32 [n] before any cut; `cut` and `sound` bool
     [n] (too long for the model; finite and of unit norm); `invalid` the texts that are no valid Unicode and never
-    reached the engine; `computed_tokens` and `padded_tokens` what the engine ran; `tokenize_seconds` and
-    `compute_seconds` the time that the tokenizer and the engine were busy with them."""
+    reached the engine; `computed_tokens` and `padded_tokens` what the engine ran."""
 
     vectors: Vectors
     token_counts: Int32
@@ -48,8 +48,6 @@ class EmbeddedTexts:
     invalid: tuple[InvalidText, ...]
     computed_tokens: int
     padded_tokens: int
-    tokenize_seconds: float
-    compute_seconds: float
 
 
 class Embedder:
@@ -359,6 +357,7 @@ class Embedder:
         on_batch: Callable[[int], None] | None = None,
         ahead: int = 2,
         place: Callable[[Payload], Vectors | None] | None = None,
+        busy: Busy = unwatched,
     ) -> Generator[tuple[Payload, EmbeddedTexts]]:
         """Embed windows of texts one after another without letting the engine wait between them.
 
@@ -367,6 +366,7 @@ class Embedder:
         vectors that are unsound are flagged, not raised; a text without tokens has a vector of NaN. `on_batch` is
         called on this thread with the number of sequences (texts or chunks of them) of each batch that is through.
         `place` may give the float32 [n, dim] array for a window's vectors, which `EmbeddedTexts.vectors` then is.
+        `busy` is told when "tokenize", "compute" and "guard" were at work, from the thread that was.
 
         Raises:
             InputError: a text is no str, or the array is not of strings.
@@ -382,7 +382,9 @@ class Embedder:
                 started = time.perf_counter()
                 encoded = self.encoder.encode(texts)
                 target = place(payload) if place is not None else None
-                yield _Window(payload, encoded, self, time.perf_counter() - started, target)
+                window = _Window(payload, encoded, self, target)
+                busy("tokenize", started, time.perf_counter())
+                yield window
 
         def batches() -> Generator[TokenBatch]:
             nonlocal waited
@@ -401,20 +403,27 @@ class Embedder:
             finally:
                 encoded.close()
 
+        def guarded() -> tuple[Payload, EmbeddedTexts]:
+            started = time.perf_counter()
+            finished = open_windows.popleft().finish()
+            busy("guard", started, time.perf_counter())
+            return finished
+
         with stop.holding(self._turn):
             source = batches()
             try:
                 started = time.perf_counter()
                 for vectors in self.engine.run(source, stop):
-                    busy, waited = time.perf_counter() - started - waited, 0.0
+                    busy("compute", started + waited, time.perf_counter())
+                    waited = 0.0
                     while open_windows[0].done:
-                        yield open_windows.popleft().finish()
-                    open_windows[0].accept(vectors, busy)
+                        yield guarded()
+                    open_windows[0].accept(vectors)
                     if on_batch is not None:
                         on_batch(len(vectors))
                     started = time.perf_counter()
                 while open_windows:
-                    yield open_windows.popleft().finish()
+                    yield guarded()
             finally:
                 source.close()
 
@@ -427,7 +436,6 @@ class _Window(Generic[Payload]):
         payload: Payload,
         texts: EncodedTexts,
         embedder: Embedder,
-        tokenize_seconds: float,
         target: Vectors | None,
     ):
         self.payload = payload
@@ -444,8 +452,6 @@ class _Window(Generic[Payload]):
             target[lengths == 0] = np.nan
         self.vectors = target
         self.returned = 0
-        self.tokenize_seconds = tokenize_seconds
-        self.compute_seconds = 0.0
 
     def batches(self) -> Iterator[TokenBatch]:
         return (self.texts.sequences.take(rows) for rows in self.plan)
@@ -454,9 +460,8 @@ class _Window(Generic[Payload]):
     def done(self) -> bool:
         return self.returned == len(self.plan)
 
-    def accept(self, vectors: Vectors, seconds: float) -> None:
+    def accept(self, vectors: Vectors) -> None:
         self.vectors[self.plan[self.returned]] = vectors
-        self.compute_seconds += seconds
         self.returned += 1
 
     def finish(self) -> tuple[Payload, EmbeddedTexts]:
@@ -470,8 +475,6 @@ class _Window(Generic[Payload]):
             invalid=self.texts.invalid,
             computed_tokens=len(self.texts.sequences.ids),
             padded_tokens=self.padded_tokens,
-            tokenize_seconds=self.tokenize_seconds,
-            compute_seconds=self.compute_seconds,
         )
 
 

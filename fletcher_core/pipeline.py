@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from typing import Literal
 from uuid import uuid4
 
@@ -27,7 +27,7 @@ from fletcher_core.sources import Partition, Source, metadata_schema
 from fletcher_core.stop import Stop
 from fletcher_core.store import Generation, VectorStore
 from fletcher_core.store.schema import VectorType
-from fletcher_core.telemetry import DeliveryCounts, Progress, RunReport, StageSeconds
+from fletcher_core.telemetry import DeliveryCounts, Progress, RunReport, StageClock, StageSeconds
 from fletcher_core.window import Window, delete_rows, finish_window, open_window
 
 _LOG = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ _LOG = logging.getLogger(__name__)
 # Bytes of a segment: one put to Longbow must stay below 32 MiB, and its rows carry a little more than the vector.
 _SEGMENT_BYTES = 20 * 2**20
 _ROW_OVERHEAD = 512
+# Equal parts of a run of which the report says how busy each stage was.
+_SLICES = 60
 
 
 @dataclass(frozen=True)
@@ -103,35 +105,35 @@ def materialize(
     partition = partition or Partition()
     settings = settings or MaterializeSettings()
     run_id = run_id or uuid4().hex
-    started = time.perf_counter()
+    clock = StageClock()
     generation = store.generation(embedder.card, metadata_schema(source), settings.vector_type)
     with ExitStack() as stack:
         stack.enter_context(generation.locked(partition.key, run_id))
         folder = stack.enter_context(store.workspace(run_id))
         sender = None
         if longbow is not None:
-            sender = Sender(generation, longbow, sender_settings or SenderSettings())
+            sender = Sender(generation, longbow, sender_settings or SenderSettings(), busy=clock.busy)
             stack.callback(sender.close)
             sender.start()
-        changes = detect_changes(
-            source,
-            partition,
-            generation,
-            folder,
-            on_empty=settings.on_empty,
-            on_duplicate=settings.on_duplicate,
-            memory_limit=settings.memory_limit,
-        )
+        with clock.measuring("diff"):
+            changes = detect_changes(
+                source,
+                partition,
+                generation,
+                folder,
+                on_empty=settings.on_empty,
+                on_duplicate=settings.on_duplicate,
+                memory_limit=settings.memory_limit,
+            )
         run = _Run(
-            partition, embedder, store, generation, settings, sender, run_id, changes, started, progress, cancelled
+            partition, embedder, store, generation, settings, sender, run_id, changes, clock, progress, cancelled
         )
-        run.seconds = replace(run.seconds, diff=time.perf_counter() - started)
         run.announce()
         run.quarantine(changes.quarantined)
         run.write_deletes()
         run.embed()
         run.tidy()
-        seconds_total = time.perf_counter() - started
+        seconds_total = clock.elapsed
         delivery = run.deliver()
         return run.report(seconds_total, delivery)
 
@@ -148,12 +150,9 @@ class _Run:
     sender: Sender | None
     run_id: str
     changes: Changes
-    started: float
+    clock: StageClock
     progress: Callable[[Progress], None] | None
     cancelled: threading.Event | None
-    seconds: StageSeconds = field(default_factory=StageSeconds)
-    read_seconds: float = 0.0
-    write_seconds: float = 0.0
     quarantined: int = 0
     truncated: int = 0
     cache_hits: int = 0
@@ -205,7 +204,7 @@ class _Run:
                 writing = writer.submit(self._commit, pa.concat_tables(pending))
                 pending, last_commit = [], time.perf_counter()
 
-            results = self.embedder.stream(self._windows(), Stop(self.cancelled), self._through)
+            results = self.embedder.stream(self._windows(), Stop(self.cancelled), self._through, busy=self.clock.busy)
             try:
                 for window, result in results:
                     pending.append(self._finish(window, result))
@@ -257,7 +256,6 @@ class _Run:
                 break
             if self.cancelled is not None and self.cancelled.is_set():
                 raise RunCancelled("the run was cancelled while it waited for Longbow; all rows are in the store")
-        self.seconds = replace(self.seconds, send=sum(report.seconds.values()))
         rows = report.rows
         return DeliveryCounts(
             sent=report.rows_sent,
@@ -297,9 +295,11 @@ class _Run:
             padded_tokens=self.padded_tokens,
             rows_in_store=self.generation.row_count(self.partition.key),
             seconds_total=seconds_total,
-            seconds=replace(self.seconds, read=self.read_seconds, write=self.write_seconds),
+            seconds=StageSeconds(**{stage.name: self.clock.seconds(stage.name) for stage in fields(StageSeconds)}),
             delivery=delivery,
             timeline=tuple(self.timeline),
+            stages=self.clock.shares(_SLICES),
+            seconds_with_delivery=self.clock.elapsed,
             note=self.note,
             cache=None if self.embedder.cache is None else self.embedder.cache.statistics(),
         )
@@ -314,13 +314,14 @@ class _Run:
         for batch in file.iter_batches(min(WINDOW, self._segment_rows())):
             window = open_window(pa.Table.from_batches([batch]))
             texts = window.rows["text"].take(pa.array(window.unique))
-            self.read_seconds += time.perf_counter() - started
+            self.clock.busy("read", started, time.perf_counter())
             yield window, texts
             started = time.perf_counter()
 
     def _finish(self, window: Window, result: EmbeddedTexts) -> pa.Table:
         """A window that came back from the engine -> rows for the store; what is refused goes to the quarantine."""
-        finished = finish_window(window, result, self.embedder, self.generation.schema)
+        with self.clock.measuring("guard"):
+            finished = finish_window(window, result, self.embedder, self.generation.schema)
         if finished.refused.num_rows:
             self.quarantine(finished.refused)
         self._count(window, result)
@@ -332,13 +333,8 @@ class _Run:
         self.cache_hits += window.rows.num_rows - len(window.unique)
         self.tokens += result.computed_tokens
         self.padded_tokens += result.padded_tokens
-        self.seconds = replace(
-            self.seconds,
-            tokenize=self.seconds.tokenize + result.tokenize_seconds,
-            compute=self.seconds.compute + result.compute_seconds,
-        )
-        now = time.perf_counter() - self.started
-        since = self.timeline[-1][0] if self.timeline else self.seconds.diff
+        now = self.clock.elapsed
+        since = self.timeline[-1][0] if self.timeline else self.clock.seconds("diff")
         self.timeline.append((now, len(window.unique) / max(now - since, 1e-9)))
 
     def _through(self, sequences: int) -> None:
@@ -346,16 +342,15 @@ class _Run:
         if self.progress is None:
             return
         self.batched += sequences
-        seconds = time.perf_counter() - self.started
-        rate = self.batched / max(seconds - self.seconds.diff, 1e-9)
+        seconds = self.clock.elapsed
+        rate = self.batched / max(seconds - self.clock.seconds("diff"), 1e-9)
         done = min(self.batched + self.cache_hits, self._to_write)
         self.progress(Progress(embedded=done, total=self._to_write, texts_per_s=rate, seconds=seconds))
 
     def _commit(self, rows: pa.Table) -> None:
         if not rows.num_rows:
             return
-        started = time.perf_counter()
-        self.generation.write_segment(self.partition.key, rows, self.run_id)
-        self.write_seconds += time.perf_counter() - started
+        with self.clock.measuring("write"):
+            self.generation.write_segment(self.partition.key, rows, self.run_id)
         if self.sender is not None:
             self.sender.notify()

@@ -12,7 +12,7 @@ import dagster as dg
 import pyarrow as pa
 
 from fletcher_core.telemetry import RunReport
-from fletcher_dagster.throughput import throughput_markdown
+from fletcher_dagster.pictures import stages_markdown, throughput_markdown
 
 _COLUMN_NOTES = {
     "id": "The row's id in the source.",
@@ -96,8 +96,11 @@ def _speed(report: RunReport) -> dict[str, Any]:
     }
     stages = asdict(report.seconds).items()
     figures |= {f"fletcher/seconds_{stage}": round(seconds, 4) for stage, seconds in stages}
-    picture = throughput_markdown(report.timeline, report.seconds.diff)
-    return figures | ({"fletcher/throughput": dg.MetadataValue.md(picture)} if picture else {})
+    pictures = {
+        "fletcher/throughput": throughput_markdown(report.timeline, report.seconds.diff),
+        "fletcher/stages": stages_markdown(report.stages, report.seconds_with_delivery),
+    }
+    return figures | {key: dg.MetadataValue.md(picture) for key, picture in pictures.items() if picture}
 
 
 def _memory_cache(report: RunReport) -> dict[str, int | float]:

@@ -10,7 +10,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from fletcher_core.store.generation import Generation
 from fletcher_core.store.locks import FileLock
 from fletcher_core.store.manifest import DELIVERED, STATES, Delivery, State
 from fletcher_core.store.segments import Segment
+from fletcher_core.telemetry.stages import Busy, unwatched
 
 _PROBE_AGAIN = (0.1, 0.2)
 _READ_AGAIN = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -32,15 +33,11 @@ _READ_AGAIN = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 @dataclass
 class Traffic:
-    """What one outbox has done so far; bytes are Arrow buffer bytes before compression and gRPC.
-
-    `seconds` add up the calls of all streams, so that they may exceed the time that passed.
-    """
+    """What one outbox has done so far; bytes are Arrow buffer bytes before compression and gRPC."""
 
     puts: int = 0
     rows: int = 0
     bytes: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: {"send": 0.0, "read back": 0.0})
 
 
 class Outbox:
@@ -48,6 +45,7 @@ class Outbox:
 
     `replaced` has, of each segment delivered, the sequences that its rows supersede, for whoever retires them.
     `stuck` says why applied rows do not become searchable, when waiting will not help.
+    `busy` is told when a put or a reading back was at work ("send").
     `pause(seconds)` waits and returns True when the work is to end. Calls raise what the client and the store raise.
     """
 
@@ -59,6 +57,7 @@ class Outbox:
         pause: Callable[[float], bool],
         patience: float,
         slow_down_pause: float,
+        busy: Busy = unwatched,
     ) -> None:
         self.target = client.address.data
         self.traffic = Traffic()
@@ -70,6 +69,7 @@ class Outbox:
         self._pause = pause
         self._patience = patience
         self._slow_down_pause = slow_down_pause
+        self._busy = busy
         self._counting = threading.Lock()  # guards traffic, what is expected, and when to go on
         self._ids_only = False
         self._expected = 0
@@ -165,18 +165,18 @@ class Outbox:
         for block in blocks(rows):
             for piece in split_table(block, max_rows=settings.max_put_rows, max_bytes=settings.max_put_bytes):
                 self._hold_back()
-                started = time.monotonic()
-                self._count(self._client.put(self._generation.name, piece), time.monotonic() - started)
+                started = time.perf_counter()
+                self._count(self._client.put(self._generation.name, piece))
+                self._busy("send", started, time.perf_counter())
 
     def _hold_back(self) -> None:
         """Wait as long as the server has asked for: all streams do, whichever of them it has told."""
         while (wait := self._resume_at - time.monotonic()) > 0 and not self._pause(wait):
             continue
 
-    def _count(self, result: PutResult, seconds: float) -> None:
+    def _count(self, result: PutResult) -> None:
         """Take a put's OK into account."""
         with self._counting:
-            self.traffic.seconds["send"] += seconds
             self.traffic.puts += 1
             self.traffic.rows += result.rows
             self.traffic.bytes += result.bytes
@@ -202,12 +202,11 @@ class Outbox:
         )
 
     def _present(self, label: str) -> npt.NDArray[np.uint64]:
-        started = time.monotonic()
+        started = time.perf_counter()
         try:
             return self._client.present_ids(self._generation.name, label, ids_only=self._ids_only)
         finally:
-            with self._counting:
-                self.traffic.seconds["read back"] += time.monotonic() - started
+            self._busy("send", started, time.perf_counter())
 
     def applied(self) -> list[str]:
         """Labels that were read back and are not yet searchable."""

@@ -14,6 +14,7 @@ from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.longbow.outbox import Outbox
 from fletcher_core.longbow.retirement import Retirement
 from fletcher_core.store.generation import Generation
+from fletcher_core.telemetry.stages import Busy, unwatched
 
 _LOCK_WAIT = 0.05
 _INDEX_POLL = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -40,8 +41,7 @@ class DeliveryReport:
     """Where a generation stands with one server.
 
     `segments` and `rows` count the whole generation by state ('pending', 'sending', 'sent', 'applied', 'searchable');
-    everything from `puts` on is this sender's own work, bytes being Arrow buffer bytes, `seconds` by kind of call and
-    added up over its streams.
+    everything from `puts` on is this sender's own work, bytes being Arrow buffer bytes.
     The three messages are empty when all is well: `unavailable`, the last attempt failed and another will follow;
     `rejected`, the sender has ended for good; `not_searchable`, the rows are there but the server's index lacks some.
     """
@@ -55,7 +55,6 @@ class DeliveryReport:
     bytes_sent: int
     rows_retired: int
     rows_kept: int
-    seconds: dict[str, float]
     unavailable: str = ""
     rejected: str = ""
     not_searchable: str = ""
@@ -69,10 +68,17 @@ class DeliveryReport:
 class Sender:
     """Delivers one generation to one server. Its methods may be called from any thread.
 
-    Use it as a context manager, or call `start` and `close`. The client stays the caller's.
+    Use it as a context manager, or call `start` and `close`. The client stays the caller's. `busy` is told when "send"
+    was at work.
     """
 
-    def __init__(self, generation: Generation, client: LongbowClient, settings: SenderSettings | None = None) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        client: LongbowClient,
+        settings: SenderSettings | None = None,
+        busy: Busy = unwatched,
+    ) -> None:
         self.generation = generation
         self.settings = settings or SenderSettings()
         self._closing = threading.Event()
@@ -82,6 +88,7 @@ class Sender:
             pause=self._closing.wait,
             patience=self.settings.patience,
             slow_down_pause=self.settings.slow_down_pause,
+            busy=busy,
         )
         self._retirement = Retirement(generation, client, self._closing.is_set)
         self._thread = threading.Thread(target=self._run, name="longbow-sender", daemon=True)
@@ -136,7 +143,6 @@ class Sender:
             bytes_sent=traffic.bytes,
             rows_retired=self._retirement.retired,
             rows_kept=self._retirement.kept,
-            seconds=dict(traffic.seconds),
             unavailable=self._unavailable,
             rejected=str(self._failure or ""),
             not_searchable=outbox.stuck,

@@ -23,6 +23,7 @@ from fletcher_core.store.identity import FILE_NAME, Identity, read_identity
 from fletcher_core.store.ledger import LedgerSelect, ledger_select, refresh_ledger
 from fletcher_core.store.locks import FileLock
 from fletcher_core.store.manifest import Manifest
+from fletcher_core.store.recent import RecentSegments
 from fletcher_core.store.recovery import collect_garbage, needs_recovery, recover
 from fletcher_core.store.rows import checked_rows, segment_table
 from fletcher_core.store.schema import DELETE, VectorType, folder_name
@@ -47,6 +48,7 @@ class Generation:
         name: of the folder under `root`, and of the Longbow dataset.
         schema: Arrow schema of every segment.
         manifest: where deliveries are recorded.
+        recent: what this object committed last, so that `read_segment` need not go to the disk for it.
     """
 
     def __init__(self, root: Path, manifest: Manifest, identity: Identity) -> None:
@@ -54,6 +56,7 @@ class Generation:
         self.manifest = manifest
         self._identity = identity
         self._held: set[str] = set()
+        self.recent = RecentSegments()
         self.name: str = identity.name
         self.schema: pa.Schema = identity.schema
 
@@ -113,7 +116,9 @@ class Generation:
                 first_sequence=first,
                 label=label,
             )
-            return self._commit(partition_key, table, label, first, run_id)
+            segment = self._commit(partition_key, table, label, first, run_id)
+        self.recent.put(label, segment.file, table)
+        return segment
 
     def compact(self, partition_key: str | None = None) -> CompactionReport:
         """Merges each partition's files into one without superseded rows; deletes go too once every target has them.
@@ -192,7 +197,8 @@ class Generation:
             segment = self.manifest.segment(self.name, label)
             if segment is None:
                 return self.schema.empty_table()
-            return read_labelled(segment.file, label).cast(self.schema)
+            recent = self.recent.take(label, segment.file)
+            return recent if recent is not None else read_labelled(segment.file, label).cast(self.schema)
 
         return self._settled(read)
 

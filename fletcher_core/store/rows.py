@@ -2,6 +2,7 @@
 
 import time
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -19,7 +20,7 @@ def segment_table(
     added = {
         "partition_key": pa.repeat(partition_key, count),
         "fingerprint": pa.repeat(fingerprint, count),
-        "sequence": pa.array(range(first_sequence, first_sequence + count), pa.int64()),
+        "sequence": pa.array(np.arange(first_sequence, first_sequence + count, dtype=np.int64)),
         "segment": pa.repeat(label, count),
         "embedded_at": pa.repeat(pa.scalar(int(time.time() * 1e6), pa.timestamp("us", tz="UTC")), count),
     }

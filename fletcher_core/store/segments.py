@@ -137,7 +137,18 @@ def read_labelled(path: Path, label: str) -> pa.Table:
             f"segment file {str(path)!r} is damaged ({error}): move it out of the folder; rows that only it held "
             "are embedded again on the next run"
         ) from error
-    return table.filter(pa.compute.equal(table["segment"], label)).sort_by("sequence").replace_schema_metadata(None)
+    # Each copies the vectors; a file that was never merged needs neither.
+    belongs = pa.compute.equal(table["segment"], label)
+    if not pa.compute.all(belongs).as_py():
+        table = table.filter(belongs)
+    if not _ascending(table["sequence"]):
+        table = table.sort_by("sequence")
+    return table.replace_schema_metadata(None)
+
+
+def _ascending(values: pa.ChunkedArray) -> bool:
+    found = values.to_numpy()
+    return bool((found[1:] > found[:-1]).all())
 
 
 def entry_counts(table: pa.Table, into: dict[str, dict[str, int]]) -> None:

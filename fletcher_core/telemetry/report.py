@@ -1,6 +1,7 @@
 """The figures of one materialization. Plain ints and floats, so that whoever shows them can plot them over time."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from fletcher_core.cache import CacheStatistics
 from fletcher_core.models import ModelCard
@@ -10,14 +11,16 @@ from fletcher_core.models import ModelCard
 class StageSeconds:
     """Seconds that each stage was busy. Stages overlap: the sum is more than the wall time.
 
-    read: the snapshot of rows to embed; diff: the source scan and change detection; tokenize and compute; write:
-    committing segments; send: putting them to Longbow.
+    diff: the source scan and change detection; read: the snapshot of rows to embed; tokenize and compute; guard: the
+    last look at the vectors, and their way to the rows they belong to; write: committing segments; send: putting them
+    to Longbow and reading them back.
     """
 
-    read: float = 0.0
     diff: float = 0.0
+    read: float = 0.0
     tokenize: float = 0.0
     compute: float = 0.0
+    guard: float = 0.0
     write: float = 0.0
     send: float = 0.0
 
@@ -57,8 +60,10 @@ class RunReport:
     Rows of the source fall into `new`, `changed`, `stale` (embedded by another model before) and `unchanged`, or are
     left out: `null_text`, `empty_text`, `null_ids`, `quarantined`. `deleted` rows left the store. `duplicate_ids` are
     further rows of an id with the same text: counted once above. `cache_hits` rows took their vector from the store or
-    from an equal text of their window, `embedded` texts went through the engine. `cache` are the counters of the
-    embedder's cache in memory since it was made, None without one.
+    from an equal text of their window, `embedded` texts went through the engine. `timeline` are (seconds since the start,
+    texts/s since the one before); `stages` says of each stage during which share of each equal part of the run,
+    `seconds_with_delivery` long, it was busy, 0 to 1. `cache` are the counters of the embedder's cache in memory
+    since it was made, None without one.
     """
 
     run_id: str
@@ -89,6 +94,8 @@ class RunReport:
     seconds: StageSeconds
     delivery: DeliveryCounts
     timeline: tuple[tuple[float, float], ...] = ()
+    stages: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    seconds_with_delivery: float = 0.0
     note: str = ""
     cache: CacheStatistics | None = None
 

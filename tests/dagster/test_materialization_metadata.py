@@ -29,7 +29,10 @@ NUMBERS = {
             "embedded",
         ]
     ),
-    *(f"fletcher/seconds_{stage}" for stage in ["total", "read", "diff", "tokenize", "compute", "write", "send"]),
+    *(
+        f"fletcher/seconds_{stage}"
+        for stage in ["total", "diff", "read", "tokenize", "compute", "guard", "write", "send"]
+    ),
     *(f"fletcher/longbow_rows_{state}" for state in ["sent", "applied", "searchable", "pending"]),
     "fletcher/cache_hits",
     "fletcher/cache_hit_rate",
@@ -71,6 +74,8 @@ def report(**changes: Any) -> RunReport:
         "seconds": StageSeconds(diff=0.5, tokenize=0.1, compute=1.0),
         "delivery": DeliveryCounts(sent=6, bytes_sent=600, applied=9, searchable=9),
         "timeline": ((1.0, 4.0), (2.0, 3.0)),
+        "stages": {"compute": (0.5, 1.0)},
+        "seconds_with_delivery": 2.5,
     }
     return RunReport(**{**figures, **changes})
 
@@ -146,7 +151,8 @@ def test_the_schema_is_dagsters() -> None:
 
 def test_dagster_accepts_all_of_it() -> None:
     materialization = dg.AssetMaterialization("docs", metadata=metadata(report()))
-    assert isinstance(materialization.metadata["fletcher/throughput"], dg.MarkdownMetadataValue)
+    for picture in ("throughput", "stages"):
+        assert isinstance(materialization.metadata[f"fletcher/{picture}"], dg.MarkdownMetadataValue)
 
 
 def test_progress_says_how_long_it_will_take() -> None:
