@@ -26,6 +26,7 @@ from fletcher_core.longbow.sender import Sender, SenderSettings
 from fletcher_core.sources import Partition, Source, metadata_schema
 from fletcher_core.stop import Stop
 from fletcher_core.store import Generation, VectorStore
+from fletcher_core.store.recent import RecentSegments
 from fletcher_core.store.schema import VectorType
 from fletcher_core.telemetry import DeliveryCounts, Progress, RunReport, StageClock, StageSeconds
 from fletcher_core.window import Window, delete_rows, finish_window, open_window
@@ -35,6 +36,8 @@ _LOG = logging.getLogger(__name__)
 # Bytes of a segment: one put to Longbow must stay below 32 MiB, and its rows carry a little more than the vector.
 _SEGMENT_BYTES = 20 * 2**20
 _ROW_OVERHEAD = 512
+# Some full segments: what the sender falls behind by.
+_RECENT_BYTES = 3 * _SEGMENT_BYTES
 # Equal parts of a run of which the report says how busy each stage was.
 _SLICES = 60
 
@@ -112,6 +115,7 @@ def materialize(
         folder = stack.enter_context(store.workspace(run_id))
         sender = None
         if longbow is not None:
+            generation.recent = RecentSegments(_RECENT_BYTES)
             sender = Sender(generation, longbow, sender_settings or SenderSettings(), busy=clock.busy)
             stack.callback(sender.close)
             sender.start()

@@ -48,7 +48,8 @@ class Generation:
         name: of the folder under `root`, and of the Longbow dataset.
         schema: Arrow schema of every segment.
         manifest: where deliveries are recorded.
-        recent: what this object committed last, so that `read_segment` need not go to the disk for it.
+        recent: what this object committed last, so that `read_segment` need not go to the disk for it; holds nothing
+            until it is replaced by one with room.
     """
 
     def __init__(self, root: Path, manifest: Manifest, identity: Identity) -> None:
@@ -56,7 +57,7 @@ class Generation:
         self.manifest = manifest
         self._identity = identity
         self._held: set[str] = set()
-        self.recent = RecentSegments()
+        self.recent = RecentSegments(0)
         self.name: str = identity.name
         self.schema: pa.Schema = identity.schema
 

@@ -8,14 +8,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-# Five full segments: the sender's streams, and what they fall behind by.
-_BYTES = 64 << 20
-
 
 class RecentSegments:
-    """Tables by label, the oldest given up first. Safe to use from several threads."""
+    """Tables by label, together at most `limit` bytes, the oldest given up first. Safe to use from several threads."""
 
-    def __init__(self, limit: int = _BYTES):
+    def __init__(self, limit: int):
         self._limit = limit
         self._lock = threading.Lock()
         self._tables: dict[str, tuple[Path, pa.Table]] = {}

@@ -14,7 +14,7 @@ def table(values: int) -> pa.Table:
 
 
 def test_it_is_given_once() -> None:
-    recent = RecentSegments()
+    recent = RecentSegments(10_000)
     recent.put("a", Path("a.parquet"), table(3))
     assert recent.take("a", Path("a.parquet")) == table(3)
     assert recent.take("a", Path("a.parquet")) is None
@@ -36,12 +36,13 @@ def test_what_alone_is_too_large_is_not_kept() -> None:
 
 
 def test_after_a_merge_the_file_counts() -> None:
-    recent = RecentSegments()
+    recent = RecentSegments(10_000)
     recent.put("a", Path("a.parquet"), table(3))
     assert recent.take("a", Path("merged.parquet")) is None
 
 
 def test_memory_and_disk_give_the_same_rows(generation: Generation) -> None:
+    generation.recent = RecentSegments(10_000_000)
     segment = generation.write_segment("p", upserts({"a": "one", "b": "two"}), "run")
     from_memory = generation.read_segment(segment.label)
     assert generation.recent.take(segment.label, segment.file) is None
