@@ -10,7 +10,6 @@ goes through so many small commits first, each ended as a run ends. The target f
 """
 
 import argparse
-import json
 import multiprocessing
 import resource
 import statistics
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from results import JSON_OPTION, Row, write_results
 
 from fletcher_core.changes import detect_changes
 from fletcher_core.models.card import ModelCard
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--memory-limit", default="2GB")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path, default=None, metavar="FILE")
+    parser.add_argument("--json", **JSON_OPTION)
     arguments = parser.parse_args()
     settings = Settings(arguments.memory_limit, arguments.threads)
     lines: list[Line] = []
@@ -106,8 +106,10 @@ def main() -> None:
             for line in measure(kind, Path(folder) / kind, arguments.rows, arguments.runs, arguments.repeats, settings):
                 lines.append(line)
                 print_line(line)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps([asdict(line) for line in lines], indent=2) + "\n")
+    rows = [
+        Row(f"{line.source}, {line.case}", line.seconds, "s", "bare scan and hash", 1 / line.ratio) for line in lines
+    ]
+    write_results(arguments.json, "change_detection", rows, lines=[asdict(line) for line in lines])
 
 
 def measure(kind: str, folder: Path, rows: int, runs: int, repeats: int, settings: Settings) -> Iterator[Line]:

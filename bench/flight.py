@@ -15,18 +15,18 @@ float16 instead of float32. Random vectors are the hardest for it: their neighbo
 
 import argparse
 import contextlib
-import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
+from results import JSON_OPTION, Row, write_results
 
 from fletcher_core.errors import LongbowNotFound
 from fletcher_core.longbow.client import LongbowClient, LongbowSettings
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--dimension", type=int, default=384)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-recall", dest="recall", action="store_false", help="leave the search out")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file, too")
+    parser.add_argument("--json", **JSON_OPTION)
     options = parser.parse_args()
     card = ModelCard("bench", "beef", options.dimension)
     with (
@@ -72,9 +72,13 @@ def main() -> None:
         print(line)
     if recall is not None:
         print(f"recall@10 of float16 against float32, {RECALL_ROWS:,} rows, {QUERIES:,} queries: {recall:.4f}")
-    if options.json:
-        content = {"ways": [asdict(figure) for figure in figures], "recall_at_10_of_float16": recall}
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
+    rows = [
+        Row(each.name, each.arrow_bytes / each.seconds / 1e6, "MB/s", PEER, each.ratio, p50=each.seconds * 1e3)
+        for each in figures
+    ]
+    if recall is not None:
+        rows.append(Row("recall@10 of float16", recall, "share", "float32"))
+    write_results(options.json, "flight", rows)
 
 
 METADATA = pa.schema([("product", pa.string()), ("price", pa.float64())])

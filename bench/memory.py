@@ -67,7 +67,7 @@ def table(path: Path, rows: int) -> DuckDBTable:
     with duckdb.connect(str(path)) as connection:
         connection.execute("SET memory_limit = '2GB'")
         connection.execute(
-            "CREATE TABLE texts AS SELECT i AS id, 'row ' || i || ': ' || substr(repeat('the quick brown fox jumps on, '"
+            "CREATE TABLE texts AS SELECT i AS id, 'row ' || i || ': ' || substr(repeat('a quick brown fox jumps on, '"
             f", 3), 1, 10 + (hash(i) % 70)::INT) AS text FROM range({rows}) AS numbers(i)"
         )
     return DuckDBTable(path, "texts")
