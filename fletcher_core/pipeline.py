@@ -39,7 +39,7 @@ _ROW_OVERHEAD = 512
 # Some full segments: what the sender falls behind by.
 _RECENT_BYTES = 3 * _SEGMENT_BYTES
 # Equal parts of a run of which the report says how busy each stage was.
-_SLICES = 60
+SLICES = 60
 
 
 @dataclass(frozen=True)
@@ -302,7 +302,7 @@ class _Run:
             seconds=StageSeconds(**{stage.name: self.clock.seconds(stage.name) for stage in fields(StageSeconds)}),
             delivery=delivery,
             timeline=tuple(self.timeline),
-            stages=self.clock.shares(_SLICES),
+            stages=self.clock.shares(SLICES),
             seconds_with_delivery=self.clock.elapsed,
             note=self.note,
             cache=None if self.embedder.cache is None else self.embedder.cache.statistics(),

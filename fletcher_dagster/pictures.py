@@ -1,7 +1,7 @@
 """Small pictures of a run, as Markdown that Dagster's UI shows: its throughput, and when each stage was busy.
 
-In come figures of the run's report; out goes an image with an inline SVG. Dagster's Markdown view allows `data:` images
-(its sanitizer's schema lists them), so nothing has to be hosted anywhere.
+In come figures of the run's report; out go an image with an inline SVG, and a table. Dagster's Markdown view allows
+`data:` images (its sanitizer's schema lists them), so nothing has to be hosted anywhere.
 """
 
 from base64 import b64encode
@@ -9,25 +9,31 @@ from collections.abc import Mapping, Sequence
 
 WIDTH, HEIGHT = 440, 150  # the metadata table gives an image no more on a window of common width
 LEFT, RIGHT, TOP, BOTTOM = 64, 14, 30, 28
-ROW = 22  # height of a stage
 
 
 def throughput_markdown(samples: Sequence[tuple[float, float]], begin: float = 0.0) -> str | None:
     """Markdown with the picture of `throughput_svg`, or None when there is nothing to draw."""
     if not samples:
         return None
-    return _image("texts per second over the run", throughput_svg(samples, begin))
+    picture = b64encode(throughput_svg(samples, begin).encode()).decode()
+    return f"![texts per second over the run](data:image/svg+xml;base64,{picture})"
 
 
 def stages_markdown(stages: Mapping[str, Sequence[float]], seconds: float) -> str | None:
-    """Markdown with the picture of `stages_svg`, or None when no stage was busy."""
+    """A Markdown table with a line for each stage: how busy it was over the `seconds` of the run, from left to right,
+    and in the mean; None when no stage was busy.
+
+    `stages` has for each the shares of equal parts of the run, 0 to 1. The UI shows Markdown of less than 1,000
+    characters at once, and longer one behind a link: too little for an image.
+    """
     if not stages:
         return None
-    return _image("how busy each stage was over the run", stages_svg(stages, seconds))
+    rows = [f"| {stage} | `{_bars(shares)}` | {sum(shares) / len(shares):.0%} |" for stage, shares in stages.items()]
+    return "\n".join([f"| busy | over {seconds:,.1f} s | mean |", "|---|---|---|", *rows])
 
 
-def _image(says: str, svg: str) -> str:
-    return f"![{says}](data:image/svg+xml;base64,{b64encode(svg.encode()).decode()})"
+def _bars(shares: Sequence[float]) -> str:
+    return "".join("▁▂▃▄▅▆▇█"[round(share * 7)] for share in shares)
 
 
 def throughput_svg(samples: Sequence[tuple[float, float]], begin: float = 0.0) -> str:
@@ -58,34 +64,5 @@ def throughput_svg(samples: Sequence[tuple[float, float]], begin: float = 0.0) -
         f'<text x="{LEFT - 6}" y="{floor + 4}" text-anchor="end">0</text>'
         f'<text x="{LEFT}" y="{HEIGHT - 9}">0 s</text>'
         f'<text x="{right}" y="{HEIGHT - 9}" text-anchor="end">{seconds:,.1f} s</text>'
-        "</svg>"
-    )
-
-
-def stages_svg(stages: Mapping[str, Sequence[float]], seconds: float) -> str:
-    """An SVG with a line for each stage: its name, the darker the busier over the `seconds` of the run, its mean.
-
-    `stages` has for each the shares of equal parts of the run, 0 to 1.
-    """
-    floor, right = TOP + ROW * len(stages), WIDTH - 48
-    rows = []
-    for number, (stage, shares) in enumerate(stages.items()):
-        top, width = TOP + ROW * number, (right - LEFT) / len(shares)
-        rows.append(f'<text x="{LEFT - 8}" y="{top + 14}" text-anchor="end">{stage}</text>')
-        rows.append(f'<rect x="{LEFT}" y="{top}" width="{right - LEFT}" height="{ROW - 3}" fill="#f1f5f9"/>')
-        rows += [
-            f'<rect x="{LEFT + width * at:.1f}" y="{top}" width="{width + 0.3:.1f}" height="{ROW - 3}" '
-            f'fill="#4f46e5" fill-opacity="{share:.2f}"/>'
-            for at, share in enumerate(shares)
-            if share >= 0.005
-        ]
-        rows.append(f'<text x="{right + 8}" y="{top + 14}">{sum(shares) / len(shares):.0%}</text>')
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {floor + BOTTOM}" width="{WIDTH}" '
-        f'height="{floor + BOTTOM}" font-family="sans-serif" font-size="12" fill="#475569">'
-        f'<rect width="{WIDTH}" height="{floor + BOTTOM}" rx="8" fill="#ffffff"/>'
-        f'<text x="{LEFT}" y="18">busy, the darker the more</text>{"".join(rows)}'
-        f'<text x="{LEFT}" y="{floor + 17}">0 s</text>'
-        f'<text x="{right}" y="{floor + 17}" text-anchor="end">{seconds:,.1f} s</text>'
         "</svg>"
     )
