@@ -315,12 +315,14 @@ class _Run:
         """Windows of the snapshot with the texts to embed, each text once."""
         file = pq.ParquetFile(self.changes.changes_path)
         started = time.perf_counter()
-        for batch in file.iter_batches(min(WINDOW, self._segment_rows())):
-            window = open_window(pa.Table.from_batches([batch]))
-            texts = window.rows["text"].take(pa.array(window.unique))
-            self.clock.busy("read", started, time.perf_counter())
-            yield window, texts
-            started = time.perf_counter()
+        # An iterator of its own for each: what pyarrow read of a row group it keeps until its iterator ends.
+        for group in range(file.num_row_groups):
+            for batch in file.iter_batches(min(WINDOW, self._segment_rows()), row_groups=[group]):
+                window = open_window(pa.Table.from_batches([batch]))
+                texts = window.rows["text"].take(pa.array(window.unique))
+                self.clock.busy("read", started, time.perf_counter())
+                yield window, texts
+                started = time.perf_counter()
 
     def _finish(self, window: Window, result: EmbeddedTexts) -> pa.Table:
         """A window that came back from the engine -> rows for the store; what is refused goes to the quarantine."""

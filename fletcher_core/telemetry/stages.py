@@ -1,5 +1,6 @@
 """When each stage of a run was busy: spans from all of its threads in, seconds and shares over time out."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,21 +10,46 @@ import numpy as np
 # (stage, when it began, when it ended), both of `time.perf_counter`.
 Busy = Callable[[str, float, float], None]
 
+_PARTS = 256
+_FIRST_PART = 0.01  # seconds
+
 
 def unwatched(stage: str, began: float, ended: float) -> None:
     """The `Busy` of whoever does not care."""
 
 
 class StageClock:
-    """Collects the spans of one run. Safe to call from several threads."""
+    """Adds up the spans of one run, in as much memory however long it is. Safe to call from several threads.
+
+    Time is cut into equal parts; when they do not reach any more, neighbours are joined and each is twice as long.
+    """
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
-        self._spans: list[tuple[str, float, float]] = []
+        self._lock = threading.Lock()
+        self._width = _FIRST_PART
+        self._parts: dict[str, np.ndarray] = {}  # seconds that a stage was busy, by part
+        self._seconds: dict[str, float] = {}
 
     def busy(self, stage: str, began: float, ended: float) -> None:
         """`stage` worked from `began` to `ended`, of `time.perf_counter`."""
-        self._spans.append((stage, began, ended))  # one operation: threads need no lock
+        with self._lock:
+            self._seconds[stage] = self._seconds.get(stage, 0.0) + ended - began
+            began, ended = began - self.started, ended - self.started
+            while ended > _PARTS * self._width:
+                self._join_neighbours()
+            if stage not in self._parts:
+                self._parts[stage] = np.zeros(_PARTS)
+            parts, width = self._parts[stage], self._width
+            first, last = max(0, int(began / width)), max(0, min(int(ended / width), _PARTS - 1))
+            for part in range(first, last + 1):
+                parts[part] += max(0.0, min(ended, (part + 1) * width) - max(began, part * width))
+
+    def _join_neighbours(self) -> None:
+        self._width *= 2
+        for stage, parts in self._parts.items():
+            joined = parts.reshape(-1, 2).sum(axis=1)
+            self._parts[stage] = np.concatenate([joined, np.zeros(_PARTS - len(joined))])
 
     @contextmanager
     def measuring(self, stage: str) -> Iterator[None]:
@@ -41,18 +67,18 @@ class StageClock:
 
     def seconds(self, stage: str) -> float:
         """Seconds that a stage was busy, those of threads side by side added up."""
-        return sum(ended - began for name, began, ended in list(self._spans) if name == stage)
+        return self._seconds.get(stage, 0.0)
 
     def shares(self, slices: int) -> dict[str, tuple[float, ...]]:
         """For each stage the share of each of `slices` equal parts of the time so far during which it was busy, 0 to 1.
 
-        Where several threads were in a stage at once they count up to 1 together.
+        Where several threads were in a stage at once they count up to 1 together. To about a hundredth of the run.
         """
-        width = max(self.elapsed, 1e-9) / slices
-        edges = self.started + width * np.arange(slices + 1)
-        found: dict[str, np.ndarray] = {}
-        for stage, began, ended in list(self._spans):
-            within = np.minimum(ended, edges[1:]) - np.maximum(began, edges[:-1])
-            found.setdefault(stage, np.zeros(slices))
-            found[stage] += np.maximum(within, 0.0) / width
-        return {stage: tuple(np.minimum(share, 1.0).tolist()) for stage, share in found.items()}
+        edges = np.linspace(0.0, max(self.elapsed, 1e-9), slices + 1)
+        with self._lock:
+            ends = self._width * np.arange(_PARTS + 1)
+            sums = {stage: np.concatenate([[0.0], np.cumsum(parts)]) for stage, parts in self._parts.items()}
+        return {
+            stage: tuple(np.minimum(np.diff(np.interp(edges, ends, total)) / np.diff(edges), 1.0).tolist())
+            for stage, total in sums.items()
+        }
