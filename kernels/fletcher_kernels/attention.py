@@ -9,10 +9,14 @@ import numpy.typing as npt
 
 from fletcher_kernels.kernel import LANES, Case, Dialect, Float64, Kernel, Launch, Static, at_least, mlx_type
 
-_SIMD_GROUPS = 4
-# Query rows of a threadgroup: the rows of a matrix fragment times the SIMD-groups.
-TILE_ROWS: dict[Dialect, int] = {"metal": 8 * _SIMD_GROUPS, "cuda": 16 * _SIMD_GROUPS}
+# Query rows of a threadgroup: those of a matrix fragment, one in each SIMD-group, times the SIMD-groups.
+TILE_ROWS: dict[Dialect, int] = {"metal": 32, "cuda": 64}
 HEAD_DIMS = (32, 64, 128)
+
+
+def _fragment_rows(dialect: Dialect, head_dim: int) -> int:
+    """K_FRAG_M of the dialect."""
+    return 8 if dialect == "metal" else 16 if head_dim > 64 else 32
 
 
 def attention_tiles(cu_seqlens: npt.NDArray[np.integer], tile_rows: int) -> npt.NDArray[np.int32]:
@@ -26,19 +30,21 @@ def attention_tiles(cu_seqlens: npt.NDArray[np.integer], tile_rows: int) -> npt.
     return at_least(tiles)  # a tile of length 0 has no work
 
 
-def _plan(arrays: Sequence[Any], static: Static, _: Dialect) -> Launch:
+def _plan(arrays: Sequence[Any], static: Static, dialect: Dialect) -> Launch:
     qk, qkv, tiles = arrays
     heads = int(static["heads"])
     tokens, width = qkv.shape[0], qkv.shape[1] // 3
+    simd_groups = TILE_ROWS[dialect] // _fragment_rows(dialect, width // heads)
     return Launch(
         template=(
             ("T", mlx_type(qkv)),
             ("H", heads),
             ("D", width // heads),
             ("QK_PARTS", qk.shape[1] // width),
+            ("SIMDS", simd_groups),
         ),
-        threadgroups=(tiles.shape[0] // 4, heads),
-        threads=_SIMD_GROUPS * LANES,
+        threadgroups=(tiles.shape[0] // 4 * heads, 1),
+        threads=simd_groups * LANES,
         outputs=(((tokens, width), mlx_type(qkv)),),
     )
 

@@ -87,28 +87,28 @@ def _activate(
 
 MUTANTS: tuple[Mutant, ...] = (
     # Barriers, and who reaches them
-    _attention("no barrier after the queries", "K_BARRIER();\n  const int first", "const int first", "schedules"),
-    _attention("no barrier before the first keys", "K_BARRIER();\n\n  k_frag_c acc", "k_frag_c acc", "schedules"),
-    _attention("no barrier after the keys", "K_BARRIER();\n    if (first", "if (first", "schedules"),
-    _attention("no barrier before the next keys", "K_BARRIER();\n  }\n\n  if", "}\n\n  if", "schedules"),
+    _attention("no barrier after the keys", "K_BARRIER();\n    const int key0", "const int key0", "schedules"),
+    _attention("no barrier before the next keys", "K_BARRIER();\n  }\n\n  // By", "}\n\n  // By", "schedules"),
+    _attention("no barrier before the rows leave", "K_SIMD_BARRIER();\n", "", "schedules"),
     _attention(
         "a barrier for some only",
-        "K_BARRIER();\n    if (first < length) {",
-        "if (first < length) { K_BARRIER();",
+        "K_BARRIER();\n    const int key0",
+        "if (first < length) K_BARRIER();\n    const int key0",
         "emulator",
     ),
     _attention(
         "a return before a barrier",
-        "k_frag_a<T> q[DEPTH];",
-        "if (first >= length) return; k_frag_a<T> q[DEPTH];",
+        "k_frag_a<T, M> q[DEPTH];",
+        "if (first >= length) return; k_frag_a<T, M> q[DEPTH];",
         "emulator",
     ),
     _attention(
         "a row's maximum among some only",
-        "best = k_row_max(best);",
-        "if (column < 4) best = k_row_max(best);",
+        "const float high = k_row_max(best[r]);",
+        "float high = best[r];\n            if (column < 4) high = k_row_max(best[r]);",
         "emulator",
     ),
+    _attention("rescaled by some lanes only", "if (k_simd_any(grew)) {", "if (grew) {", "emulator"),
     _pool("no barrier after the parts", "K_BARRIER();\n\n  const float share", "const float share", "schedules"),
     _pool("no barrier after the norms", "K_BARRIER();\n  squares", "squares", "schedules"),
     _pool(
@@ -132,12 +132,12 @@ MUTANTS: tuple[Mutant, ...] = (
     _dialect(
         "shared arrays aligned as their elements", "alignas(16) threadgroup", "threadgroup", "emulator", Build.ERASED
     ),
-    _attention("values on top of keys", "kv + KEYS * LD;", "kv;", "wrong"),
-    _attention("values past the sequence left unset", "k_put8(values", "if (inside) k_put8(values", "wrong"),
+    _attention("values on top of keys", "values = keys + KEYS * LD;", "values = keys;", "wrong"),
+    _attention("values past the sequence left unset", "k_copy8(to + (KEYS", "if (inside) k_copy8(to + (KEYS", "wrong"),
     _pool("room for eight SIMD-groups where four run", "parts, SIMDS * DIM", "parts, 8 * DIM", "emulator"),
     _pool("a shared slot that nobody wrote", "if (k_lane == 0u)", "if (k_lane == 0u && k_simd < 7u)", "wrong"),
     # Fragments
-    _attention("half in a float fragment", "k_frag_b<T> kt;", "k_frag_b<float> kt;", "compile"),
+    _attention("half in a float fragment", "k_frag_b<T> kt[2];", "k_frag_b<float> kt[2];", "compile"),
     _dialect("keys not transposed", "ulong2(0, 0), true)", "ulong2(0, 0), false)", "wrong"),
     _dialect(
         "a sum over the wrong lanes",
@@ -145,19 +145,24 @@ MUTANTS: tuple[Mutant, ...] = (
         "x += simd_shuffle_xor(x, ushort(2));",
         "wrong",
     ),
-    _dialect("rows of the wrong lanes", "((lane / 4u) & 4u)", "((lane / 8u) & 4u)", "schedules"),
+    _dialect("rows of the wrong lanes", "((lane / 4u) & 4u)", "((lane / 8u) & 4u)", "wrong"),
     # Attention's arithmetic
     _attention("one key too many", "column + e < length) continue", "column + e <= length) continue", "wrong"),
-    _attention("no mask", "if (key0 + part + 32 > length) {", "if (false) {", "wrong"),
-    _attention("one row too many", "if (row < length) {", "if (row <= length) {", "emulator"),
-    _attention("one key block too few", "key0 < length; key0 += KEYS", "key0 < length - 1; key0 += KEYS", "wrong"),
+    _attention("no mask", "if (key0 + part + PART > length) {", "if (false) {", "wrong"),
+    _attention("one row too many", "first + row < length) k_copy8_out", "first + row <= length) k_copy8_out", "emulator"),
+    _attention("one key block too few", "next < length + AHEAD;", "next < length - 1 + AHEAD;", "wrong"),
     _attention(
-        "keys read past the array", "const bool inside = key0 + row < length;", "const bool inside = true;", "emulator"
+        "keys read past the array",
+        "const bool inside = next + row0 + row < length;",
+        "const bool inside = true;",
+        "emulator",
     ),
-    _attention("the wrong stride of values", "v_row = size_t(3 * H * D)", "v_row = size_t(2 * H * D)", "wrong"),
-    _attention("the wrong part as values", "size_t((2 * H + head) * D)", "size_t((1 * H + head) * D)", "wrong"),
-    _attention("one head for all", "qk_row + size_t(head * D)", "qk_row", "wrong"),
-    _attention("the running maximum is not kept", "top[r] = best;", "", "wrong"),
+    _dialect("queries read past the array", "if (row < rows)", "if (true)", "emulator"),
+    _attention("a tile for each threadgroup", "k_group.x / uint(H) * 4u", "k_group.x * 4u", "emulator"),
+    _attention("the wrong stride of values", "v_row = 3 * H * D", "v_row = 2 * H * D", "wrong"),
+    _attention("the wrong part as values", "(2 * H + head) * D + chunk", "(1 * H + head) * D + chunk", "wrong"),
+    _attention("one head for all", "size_t(qk_row) + size_t(head * D)", "size_t(qk_row)", "wrong"),
+    _attention("the running maximum is not kept", "top[r] = high;", "", "wrong"),
     _attention(
         "the accumulator does not fade", "k_frag_get(acc[d], r, e) * fade)", "k_frag_get(acc[d], r, e))", "wrong"
     ),

@@ -14,8 +14,8 @@ from proof import typed
 
 pytestmark = pytest.mark.skipif(nvrtc.library() is None, reason="no NVRTC: pip install nvidia-cuda-nvrtc")
 
-# Of 65536: three threadgroups at a time of attention's 128 threads, one of 256 threads.
-MOST_REGISTERS = {"attention": 168}
+# Of 65536: twelve warps of attention at a time on sm_90a, ten or more on sm_80; of others a threadgroup of 256 threads.
+MOST_REGISTERS = {("attention", "sm_90a"): 168, ("attention", "sm_80"): 176}
 _NAMESPACE = "namespace mlx::core::cu {\n"
 _FUNCTION = re.compile(
     r"Compiling entry function '[^']*?kernel_?(?P<index>\d+)?(?:E|P|\b)[^']*' for '(?P<architecture>\w+)'.*?"
@@ -76,7 +76,7 @@ def test_every_variant_compiles_into_registers(kernel: str, architecture: str) -
     for index, name in enumerate(variants):
         function = functions[index]
         assert (function.stack_bytes, function.spilled_bytes) == (0, 0), f"local memory in {name}: {function}"
-        assert 0 < function.registers <= MOST_REGISTERS.get(kernel, 255), f"{name}: {function}"
+        assert 0 < function.registers <= MOST_REGISTERS.get((kernel, architecture), 255), f"{name}: {function}"
         assert function.shared_bytes <= 48 * 1024, f"{name}: {function}"
 
 
