@@ -149,7 +149,9 @@ MUTANTS: tuple[Mutant, ...] = (
     # Attention's arithmetic
     _attention("one key too many", "column + e < length) continue", "column + e <= length) continue", "wrong"),
     _attention("no mask", "if (key0 + part + PART > length) {", "if (false) {", "wrong"),
-    _attention("one row too many", "first + row < length) k_copy8_out", "first + row <= length) k_copy8_out", "emulator"),
+    _attention(
+        "one row too many", "first + row < length) k_copy8_out", "first + row <= length) k_copy8_out", "emulator"
+    ),
     _attention("one key block too few", "next < length + AHEAD;", "next < length - 1 + AHEAD;", "wrong"),
     _attention(
         "keys read past the array",

@@ -58,8 +58,8 @@ K_FN void k_store4(T* p, float4 v) {
 K_FN float4 k_splat4(float x) { return float4{x, x, x, x}; }
 
 K_FN uint k_shared_address(const void* p) { return uint(__cvta_generic_to_shared(p)); }
-// Eight 16-bit elements, one 16-byte access on either side. Into shared memory past the registers: zeros, and nothing is
-// read, where not `inside`. Such copies are on their way when k_copy8 returns; k_copy_group ends a group of them, and
+// Eight 16-bit elements, one 16-byte access on either side. Into shared memory past the registers: zeros, and nothing
+// is read, where not `inside`. Such copies are on their way when k_copy8 returns; k_copy_group ends a group of them and
 // k_copy_wait<N> waits for this thread's copies of all groups but the last N. Up to K_STAGES groups run at a time.
 #define K_STAGES 2
 template <typename T>
@@ -72,8 +72,8 @@ template <int N> K_FN void k_copy_wait() { asm volatile("cp.async.wait_group %0;
 // Out of shared memory, at once.
 template <typename T> K_FN void k_copy8_out(T* to, const T* from) { *(uint4*)to = *(const uint4*)from; }
 
-// Matrix fragments of a warp: C[M, N] += A[M, K] * B[K, N] with N x K = 8 x 16 and M = 16 or 32, one or two `mma` of the
-// tensor cores: 32 rows use each B twice and take twice the registers, too many with heads of 128. A lane holds two
+// Matrix fragments of a warp: C[M, N] += A[M, K] * B[K, N] with N x K = 8 x 16 and M = 16 or 32, one or two `mma` of
+// the tensor cores: 32 rows use each B twice and take twice the registers, too many with heads of 128. A lane holds two
 // neighbouring columns of M / 8 rows of C, eight rows apart (PTX ISA, mma.m16n8k16).
 #define K_FRAG_M(D) ((D) > 64 ? 16 : 32)
 #define K_FRAG_K 16
