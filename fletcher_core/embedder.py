@@ -454,7 +454,8 @@ class _Window(Generic[Payload]):
         self.returned = 0
 
     def batches(self) -> Iterator[TokenBatch]:
-        return (self.texts.sequences.take(rows) for rows in self.plan)
+        sequences = self.texts.sequences
+        return (sequences if len(sequences) == 1 else sequences.take(rows) for rows in self.plan)
 
     @property
     def done(self) -> bool:

@@ -1,12 +1,16 @@
-"""The CPU engine in our own code: packed sequences through `kernels/simd/encoder`, a batch a core.
+"""The CPU engine in our own code: packed sequences through `kernels/simd/encoder`.
 
-No padding and no barriers: each core takes a batch through all layers. A text's vector is the same to the last bit in
-whatever batch it runs, since no row of a product depends on another.
+No padding. Where there are several batches, each core takes one through all layers, without barriers; a batch on its
+own, such as one text, is split over the cores step by step. A text's vector is the same to the last bit in whatever
+batch and on however many cores it runs, since no element of a product depends on another.
 """
 
+import os
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,6 +83,12 @@ class NativeEngine:
         self.dimension = dimension
         self._encoder = _load(package, weights, normalize, dimension)
         self._threads = threads or available_cores()
+        self._start()
+        _LOADED.add(self)
+
+    def _start(self) -> None:
+        """The threads, none of which runs yet."""
+        self._encoder.start(self._threads)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="fletcher-cpu")
 
     def plan(self, lengths: npt.NDArray[np.integer]) -> list[Int64]:
@@ -91,25 +101,45 @@ class NativeEngine:
 
     def run(self, batches: Iterable[TokenBatch], stop: Stop = NEVER) -> Iterator[Float32]:
         """See `Engine.run`."""
+        self._encoder.wake()  # while the first batch is being made
+        source = iter(batches)
+        ahead = list(islice(source, 2))
+        if len(ahead) == 1:
+            stop.check()
+            yield self._vectors(ahead[0], together=True)
+            return
         busy: deque[Future[Float32]] = deque()
         try:
-            for batch in batches:
+            for batch in chain(ahead, source):
                 stop.check()
                 if len(busy) > self._threads:  # one more than threads, so that none waits for the next batch
                     yield busy.popleft().result()
-                busy.append(self._pool.submit(self._vectors, batch))
+                busy.append(self._pool.submit(self._vectors, batch, together=False))
             while busy:
                 yield busy.popleft().result()
         finally:
             wait(busy)
 
-    def _vectors(self, batch: TokenBatch) -> Float32:
+    def _vectors(self, batch: TokenBatch, together: bool) -> Float32:
         vectors = np.empty((len(batch), self.dimension), np.float32)
         try:
-            self._encoder.run(batch.ids, batch.cu_seqlens.astype(np.int32), vectors)
+            self._encoder.run(batch.ids, batch.cu_seqlens.astype(np.int32), vectors, together)
         except (ValueError, RuntimeError, MemoryError) as error:
             raise EngineError(f"the native engine failed on {len(batch)} texts: {error}") from error
         return vectors
+
+
+_LOADED: "weakref.WeakSet[NativeEngine]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A forked process has its parent's engines and none of their threads."""
+    for engine in _LOADED:
+        engine._start()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _load(package: ModelPackage, weights: Weights, normalize: bool, dimension: int) -> "Encoder":

@@ -8,6 +8,15 @@ namespace fletcher::encoder {
 struct AttentionScratch {
   Buffer<bf16> keys, values, shares;
   Buffer<float> scores;
+
+  // Whole vectors of keys; what needs no memory cannot fail.
+  static int width(int length) { return (length + kLane - 1) / kLane * kLane; }
+  void reserve(int length, int dim) {
+    keys.of((std::size_t)width(length) * dim);
+    values.of((std::size_t)width(length) * dim);
+    shares.of((std::size_t)width(length) * kRows);
+    scores.of((std::size_t)width(length) * kRows);
+  }
 };
 
 // 16 x 16 elements of 32 bits, turned over.
@@ -72,14 +81,13 @@ inline void pack_values(const bf16* value, std::ptrdiff_t stride, int length, in
   }
 }
 
-// query, key, value: first row of the sequence in the head's columns, rows `stride` apart; out: rows `out_stride` apart.
+// query, key, value: first row of the sequence in the head's columns, rows `stride` apart; out: rows `out_stride` apart;
+// scratch: reserved for the length.
 inline void attend(const bf16* query, const bf16* key, const bf16* value, std::ptrdiff_t stride, int length, int dim,
                    bf16* out, std::ptrdiff_t out_stride, AttentionScratch& scratch) {
-  const int width = (length + kLane - 1) / kLane * kLane, panels = (width + 63) / 64;
-  bf16* keys = scratch.keys.of((std::size_t)width * dim);
-  bf16* values = scratch.values.of((std::size_t)width * dim);
-  float* scores = scratch.scores.of((std::size_t)kRows * width);
-  bf16* shares = scratch.shares.of((std::size_t)kRows * width);
+  const int width = AttentionScratch::width(length), panels = (width + 63) / 64;
+  bf16 *keys = scratch.keys.get(), *values = scratch.values.get(), *shares = scratch.shares.get();
+  float* scores = scratch.scores.get();
   pack_keys(key, stride, length, dim, keys);
   pack_values(value, stride, length, width, dim, values);
   const __m512 scale = _mm512_set1_ps(1.4426950408889634f / __builtin_sqrtf((float)dim));  // powers of two

@@ -3,6 +3,7 @@
 
 #include "attention.h"
 #include "encoder.h"
+#include "team.h"
 
 namespace fletcher::encoder {
 
@@ -17,7 +18,18 @@ struct Layer {
 struct Scratch {
   Buffer<float> x, y, pooled;
   Buffer<bf16> x16, qkv, mixed, inner;
-  AttentionScratch attention;
+  std::vector<AttentionScratch> attention;  // of each member of the team
+};
+
+constexpr int kRowsOfPiece = 8;  // rows of a norm that one thread takes at a time
+
+struct Batch {
+  const std::int32_t *ids, *starts;
+  int n;
+  Scratch& s;
+  Lead& lead;
+
+  int tokens() const { return starts[n]; }
 };
 
 // x * Phi(x) as x * sigmoid(x * p(x^2)): the fit of kernels/fletcher_kernels/gemm_act.py, within 3.1e-6.
@@ -62,23 +74,22 @@ void layer_norm(float* x, bf16* x16, int rows, int h, const float* weight, const
   }
 }
 
-// Rotary positions on query and key of one sequence, in place: the half-split form (Su et al. 2021).
-void rotate(bf16* qkv, int length, int heads, int dim, const float* cosines, const float* sines) {
+// Rotary positions on one head's queries or keys of one sequence, in place: the half-split form (Su et al. 2021).
+void rotate(bf16* row, std::ptrdiff_t stride, int length, int dim, const float* cosines, const float* sines) {
   const int half = dim / 2;
-  for (int t = 0; t < length; ++t, qkv += 3 * heads * dim)
-    for (int part = 0; part < 2 * heads; ++part)
-      for (int c = 0; c < half; c += 8) {
-        bf16 *left = qkv + part * dim + c, *right = left + half;
-        const auto load = [](const bf16* p) {
-          return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
-        };
-        const auto store = [](bf16* p, __m256 x) { _mm_storeu_si128((__m128i*)p, (__m128i)_mm256_cvtneps_pbh(x)); };
-        const __m256 l = load(left), r = load(right);
-        const __m256 cosine = _mm256_loadu_ps(cosines + (std::size_t)t * half + c);
-        const __m256 sine = _mm256_loadu_ps(sines + (std::size_t)t * half + c);
-        store(left, _mm256_fmsub_ps(l, cosine, _mm256_mul_ps(r, sine)));
-        store(right, _mm256_fmadd_ps(r, cosine, _mm256_mul_ps(l, sine)));
-      }
+  for (int t = 0; t < length; ++t, row += stride)
+    for (int c = 0; c < half; c += 8) {
+      bf16 *left = row + c, *right = left + half;
+      const auto load = [](const bf16* p) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
+      };
+      const auto store = [](bf16* p, __m256 x) { _mm_storeu_si128((__m128i*)p, (__m128i)_mm256_cvtneps_pbh(x)); };
+      const __m256 l = load(left), r = load(right);
+      const __m256 cosine = _mm256_loadu_ps(cosines + (std::size_t)t * half + c);
+      const __m256 sine = _mm256_loadu_ps(sines + (std::size_t)t * half + c);
+      store(left, _mm256_fmsub_ps(l, cosine, _mm256_mul_ps(r, sine)));
+      store(right, _mm256_fmadd_ps(r, cosine, _mm256_mul_ps(l, sine)));
+    }
 }
 
 void store_rows(bf16* to, std::ptrdiff_t stride, const float* bias, auto&& each, auto& sums, int row, int column) {
@@ -97,83 +108,112 @@ struct Encoder::Weights {
   ModelView model;
   std::vector<Layer> layers;
 
-  void embed(const std::int32_t* ids, const std::int32_t* starts, int n, Scratch& s) const;
-  void block(const Layer& layer, const std::int32_t* starts, int n, Scratch& s) const;
-  void mlp(const Layer& layer, int tokens, Scratch& s) const;
+  void embed(const Batch& batch) const;
+  void block(const Layer& layer, const Batch& batch) const;
+  void attention(const Batch& batch) const;
+  void mlp(const Layer& layer, const Batch& batch) const;
+  void norm(const Batch& batch, const float* weight, const float* bias) const;
   void pool(const float* x, int length, float* out) const;
 };
 
-void Encoder::Weights::embed(const std::int32_t* ids, const std::int32_t* starts, int n, Scratch& s) const {
-  const int h = shape.hidden, tokens = starts[n];
-  float* x = s.x.of((std::size_t)tokens * h);
-  for (int i = 0; i < n; ++i)
-    for (int t = starts[i]; t < starts[i + 1]; ++t) {
-      const float* word = model.words + (std::size_t)ids[t] * h;
-      const float* place = model.positions == nullptr ? nullptr : model.positions + (std::size_t)(t - starts[i]) * h;
-      for (int c = 0; c < h; c += kLane) {
-        __m512 v = _mm512_loadu_ps(word + c);
-        if (place != nullptr) v = _mm512_add_ps(v, _mm512_loadu_ps(place + c));
-        _mm512_storeu_ps(x + (std::size_t)t * h + c, v);
-      }
-    }
-  layer_norm(x, s.x16.of((std::size_t)tokens * h), tokens, h, model.norm, model.norm_bias, shape.epsilon);
+// Calls store(row, column, sums) with the tiles of A W^T, a panel of W a piece; A [tokens, 2 pairs].
+template <typename Store>
+static void product(const Batch& batch, const bf16* a, const Packed& w, Store store) {
+  batch.lead.share(w.panels(), [&](int p, int) {
+    product_panels(a, 2 * w.pairs, batch.tokens(), w.panel(p), w.vectors(p), w.pairs, p * 64, store);
+  });
 }
 
 // x += product + bias; the norm comes after.
-static void add_product(const bf16* a, int k, int tokens, const Packed& w, float* x, int h) {
-  product(a, k, tokens, w, [&]<int MR, int NV>(int row, int column, __m512 (&sums)[MR][NV]) {
+static void add_product(const Batch& batch, const bf16* a, const Packed& w) {
+  float* x = batch.s.x.get();
+  product(batch, a, w, [&]<int MR, int NV>(int row, int column, __m512 (&sums)[MR][NV]) {
     for (int v = 0; v < NV; ++v) {
       const __m512 b = _mm512_loadu_ps(w.bias.get() + column + v * kLane);
       for (int r = 0; r < MR; ++r) {
-        float* at = x + (std::size_t)(row + r) * h + column + v * kLane;
+        float* at = x + (std::size_t)(row + r) * w.n + column + v * kLane;
         _mm512_storeu_ps(at, _mm512_add_ps(_mm512_loadu_ps(at), _mm512_add_ps(sums[r][v], b)));
       }
     }
   });
 }
 
-void Encoder::Weights::block(const Layer& layer, const std::int32_t* starts, int n, Scratch& s) const {
-  const int h = shape.hidden, dim = shape.head_dim(), tokens = starts[n];
-  const std::ptrdiff_t wide = 3 * h;
-  bf16* qkv = s.qkv.of((std::size_t)tokens * wide);
-  bf16* mixed = s.mixed.of((std::size_t)tokens * h);
-  product(s.x16.get(), h, tokens, layer.qkv, [&](int row, int column, auto& sums) {
-    store_rows(qkv, wide, layer.qkv.bias.get(), [](__m512 v) { return v; }, sums, row, column);
+static void share_rows(const Batch& batch, const auto& rows) {
+  batch.lead.share((batch.tokens() + kRowsOfPiece - 1) / kRowsOfPiece, [&](int piece, int) {
+    const int first = piece * kRowsOfPiece;
+    rows(first, std::min(kRowsOfPiece, batch.tokens() - first));
   });
-  for (int i = 0; i < n; ++i) {
-    const int length = starts[i + 1] - starts[i];
-    bf16* first = qkv + starts[i] * wide;
-    if (model.cosines != nullptr) rotate(first, length, shape.heads, dim, model.cosines, model.sines);
-    for (int head = 0; head < shape.heads; ++head) {
-      const bf16* query = first + head * dim;
-      attend(query, query + h, query + 2 * h, wide, length, dim, mixed + (std::ptrdiff_t)starts[i] * h + head * dim, h,
-             s.attention);
-    }
-  }
-  add_product(mixed, h, tokens, layer.out, s.x.get(), h);
-  layer_norm(s.x.get(), s.x16.get(), tokens, h, layer.attention_norm, layer.attention_norm_bias, shape.epsilon);
-  mlp(layer, tokens, s);
-  layer_norm(s.x.get(), s.x16.get(), tokens, h, layer.output_norm, layer.output_norm_bias, shape.epsilon);
 }
 
-void Encoder::Weights::mlp(const Layer& layer, int tokens, Scratch& s) const {
-  const int h = shape.hidden, wide = shape.intermediate;
-  bf16* inner = s.inner.of((std::size_t)tokens * wide);
+void Encoder::Weights::embed(const Batch& batch) const {
+  const std::size_t h = shape.hidden;
+  float* x = batch.s.x.of(batch.tokens() * h);
+  batch.s.x16.of(batch.tokens() * h);
+  batch.lead.share(batch.n, [&](int i, int) {
+    for (int t = batch.starts[i]; t < batch.starts[i + 1]; ++t) {
+      const float* word = model.words + batch.ids[t] * h;
+      const float* place = model.positions == nullptr ? nullptr : model.positions + (t - batch.starts[i]) * h;
+      for (std::size_t c = 0; c < h; c += kLane) {
+        __m512 v = _mm512_loadu_ps(word + c);
+        if (place != nullptr) v = _mm512_add_ps(v, _mm512_loadu_ps(place + c));
+        _mm512_storeu_ps(x + t * h + c, v);
+      }
+    }
+  });
+  norm(batch, model.norm, model.norm_bias);
+}
+
+void Encoder::Weights::norm(const Batch& batch, const float* weight, const float* bias) const {
+  share_rows(batch, [&](int first, int rows) {
+    const std::size_t at = (std::size_t)first * shape.hidden;
+    layer_norm(batch.s.x.get() + at, batch.s.x16.get() + at, rows, shape.hidden, weight, bias, shape.epsilon);
+  });
+}
+
+void Encoder::Weights::block(const Layer& layer, const Batch& batch) const {
+  const std::ptrdiff_t wide = 3 * shape.hidden;
+  bf16* qkv = batch.s.qkv.of((std::size_t)batch.tokens() * wide);
+  product(batch, batch.s.x16.get(), layer.qkv, [&](int row, int column, auto& sums) {
+    store_rows(qkv, wide, layer.qkv.bias.get(), [](__m512 v) { return v; }, sums, row, column);
+  });
+  attention(batch);
+  add_product(batch, batch.s.mixed.get(), layer.out);
+  norm(batch, layer.attention_norm, layer.attention_norm_bias);
+  mlp(layer, batch);
+  norm(batch, layer.output_norm, layer.output_norm_bias);
+}
+
+void Encoder::Weights::attention(const Batch& batch) const {
+  const std::ptrdiff_t h = shape.hidden, dim = shape.head_dim();
+  bf16* mixed = batch.s.mixed.of(batch.tokens() * h);
+  batch.lead.share(batch.n * shape.heads, [&](int piece, int member) {
+    const int start = batch.starts[piece / shape.heads], length = batch.starts[piece / shape.heads + 1] - start;
+    const std::ptrdiff_t column = piece % shape.heads * dim;
+    bf16 *query = batch.s.qkv.get() + start * 3 * h + column, *key = query + h, *value = key + h;
+    if (model.cosines != nullptr)
+      for (bf16* part : {query, key}) rotate(part, 3 * h, length, dim, model.cosines, model.sines);
+    attend(query, key, value, 3 * h, length, dim, mixed + start * h + column, h, batch.s.attention[member]);
+  });
+}
+
+void Encoder::Weights::mlp(const Layer& layer, const Batch& batch) const {
+  const int wide = shape.intermediate;
+  bf16* inner = batch.s.inner.of((std::size_t)batch.tokens() * wide);
   const Activation kind = shape.activation;
   const auto act = [kind](__m512 v) { return activated(v, kind); };
   const Packed& first = shape.gated ? layer.gate : layer.up;
-  product(s.x16.get(), h, tokens, first, [&](int row, int column, auto& sums) {
+  product(batch, batch.s.x16.get(), first, [&](int row, int column, auto& sums) {
     store_rows(inner, wide, first.bias.get(), act, sums, row, column);
   });
   if (shape.gated)
-    product(s.x16.get(), h, tokens, layer.up, [&]<int MR, int NV>(int row, int column, __m512 (&sums)[MR][NV]) {
+    product(batch, batch.s.x16.get(), layer.up, [&]<int MR, int NV>(int row, int column, __m512 (&sums)[MR][NV]) {
       for (int r = 0; r < MR; ++r)
         for (int v = 0; v < NV; ++v) {
           bf16* at = inner + (std::size_t)(row + r) * wide + column + v * kLane;
           store_bf16(at, _mm512_mul_ps(load_bf16(at), sums[r][v]));
         }
     });
-  add_product(inner, wide, tokens, layer.down, s.x.get(), h);
+  add_product(batch, inner, layer.down);
 }
 
 void Encoder::Weights::pool(const float* x, int length, float* out) const {
@@ -217,14 +257,23 @@ Encoder::Encoder(const Shape& shape, const ModelView& model) : weights_(std::mak
 
 Encoder::~Encoder() = default;
 
-void Encoder::run(const std::int32_t* ids, const std::int32_t* starts, int n, float* out) const {
+int Encoder::largest_team() const { return weights_->layers.empty() ? 1 : weights_->layers[0].out.panels(); }
+
+void Encoder::run(const std::int32_t* ids, const std::int32_t* starts, int n, float* out, Team* team) const {
   thread_local Scratch scratch;
   const Weights& w = *weights_;
-  w.embed(ids, starts, n, scratch);
-  for (const Layer& layer : w.layers) w.block(layer, starts, n, scratch);
-  for (int i = 0; i < n; ++i)
-    w.pool(scratch.x.get() + (std::size_t)starts[i] * w.shape.hidden, starts[i + 1] - starts[i],
+  Lead lead(team);
+  const Batch batch{ids, starts, n, scratch, lead};
+  int longest = 0;
+  for (int i = 0; i < n; ++i) longest = std::max(longest, starts[i + 1] - starts[i]);
+  if ((int)scratch.attention.size() < lead.members()) scratch.attention.resize(lead.members());
+  for (AttentionScratch& each : scratch.attention) each.reserve(longest, w.shape.head_dim());
+  w.embed(batch);
+  for (const Layer& layer : w.layers) w.block(layer, batch);
+  lead.share(n, [&](int i, int) {
+    w.pool(batch.s.x.get() + (std::size_t)starts[i] * w.shape.hidden, starts[i + 1] - starts[i],
            out + (std::size_t)i * w.shape.dimension);
+  });
 }
 
 }  // namespace fletcher::encoder

@@ -42,15 +42,20 @@ struct ModelView {
   std::vector<LayerView> layers;
 };
 
+class Team;
+
 class Encoder {
  public:
   // Copies the weights of the layers, packed; `words`, `positions` and the angles must outlive the encoder.
   Encoder(const Shape& shape, const ModelView& model);
   ~Encoder();
 
+  // Pieces of the narrowest product: a larger team would find nothing to do in it but get in its own way.
+  int largest_team() const;
+
   // ids [cu_seqlens[n]], cu_seqlens [n + 1] from 0, no sequence empty -> out float32 [n, dimension]. Any number of
-  // threads may call it at once; each has a scratch of its own, which it keeps.
-  void run(const std::int32_t* ids, const std::int32_t* cu_seqlens, int n, float* out) const;
+  // threads may call it at once; each has a scratch of its own, which it keeps. A team helps, if there is one.
+  void run(const std::int32_t* ids, const std::int32_t* cu_seqlens, int n, float* out, Team* team) const;
 
  private:
   struct Weights;

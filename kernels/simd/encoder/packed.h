@@ -102,10 +102,4 @@ void product_panels(const bf16* a, std::ptrdiff_t stride, int m, const bf16* pan
   }
 }
 
-template <typename Store>
-void product(const bf16* a, std::ptrdiff_t stride, int m, const Packed& w, Store store) {
-  for (int p = 0; p < w.panels(); ++p)
-    product_panels(a, stride, m, w.panel(p), w.vectors(p), w.pairs, p * 64, store);
-}
-
 }  // namespace fletcher::encoder

@@ -6,11 +6,13 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 #include <string>
 
 #include "encoder.h"
+#include "team.h"
 
 namespace nb = nanobind;
 using namespace fletcher::encoder;
@@ -69,7 +71,12 @@ class Module {
         encoder_ = std::make_unique<Encoder>(shape_, model_);
     }
 
-    void run(Ints ids, Ints starts, Vectors out) const {
+    // At first, and anew in a forked process, which has none of the threads.
+    void start(int threads) { team_ = std::make_unique<Team>(std::min(threads, encoder_->largest_team())); }
+
+    void wake() { team_->wake(); }
+
+    void run(Ints ids, Ints starts, Vectors out, bool together) const {
         const int n = int(starts.shape(0)) - 1;
         const std::int32_t* start = starts.data();
         if (n < 0 || start[0] != 0 || std::size_t(start[n]) != ids.shape(0) || out.shape(0) != std::size_t(n) ||
@@ -82,7 +89,7 @@ class Module {
             if (ids.data()[t] < 0 || ids.data()[t] >= model_.vocabulary)
                 throw std::invalid_argument("a token is not in the model's vocabulary");
         nb::gil_scoped_release free;
-        encoder_->run(ids.data(), start, n, out.data());
+        encoder_->run(ids.data(), start, n, out.data(), together ? team_.get() : nullptr);
     }
 
   private:
@@ -90,6 +97,7 @@ class Module {
     Shape shape_{};
     ModelView model_{};
     std::unique_ptr<Encoder> encoder_;
+    std::unique_ptr<Team> team_;
 };
 
 }  // namespace
@@ -102,5 +110,7 @@ NB_MODULE(_encoder, m) {
                       std::optional<Array>, std::optional<Array>>(),
              nb::arg("sizes"), nb::arg("layers"), nb::arg("words"), nb::arg("positions").none(), nb::arg("norm"),
              nb::arg("norm_bias"), nb::arg("cosines").none(), nb::arg("sines").none())
-        .def("run", &Module::run, nb::arg("ids"), nb::arg("cu_seqlens"), nb::arg("out"));
+        .def("start", &Module::start, nb::arg("threads"))
+        .def("wake", &Module::wake)
+        .def("run", &Module::run, nb::arg("ids"), nb::arg("cu_seqlens"), nb::arg("out"), nb::arg("together"));
 }

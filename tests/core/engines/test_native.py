@@ -1,7 +1,12 @@
 """The CPU engine in our own code, against transformers, float64 and itself."""
 
 import math
+import multiprocessing
+import os
+import signal
 import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +53,7 @@ def random_weights(a: Architecture, seed: int = 0) -> Weights:
 
 def make(a: Architecture, weights: Weights, pooling: str = "mean", normalize: bool = True, **settings: Any) -> Any:
     package = ModelPackage(Path(), "random", a, pooling, normalize, max_length=a.max_positions)  # type: ignore[arg-type]
-    return NativeEngine(package, weights, normalize=normalize, dimension=settings.pop("dimension", a.hidden_size))
+    return NativeEngine(package, weights, normalize=normalize, **({"dimension": a.hidden_size} | settings))
 
 
 def texts_of(lengths: list[int], seed: int = 0) -> TokenBatch:
@@ -175,6 +180,94 @@ def test_many_batches_at_once_come_back_in_order() -> None:
     wanted = [next(iter(engine.run([batch]))) for batch in batches]
     for got, want in zip(engine.run(iter(batches)), wanted, strict=True):
         assert np.array_equal(got, want)
+
+
+@pytest.mark.parametrize("a", SHAPES, ids=lambda a: f"{a.family}-{a.hidden_size}/{a.heads}-{a.activation}")
+@pytest.mark.parametrize("threads", [2, 3, 7])
+def test_a_vector_is_the_same_to_the_last_bit_on_any_number_of_threads(a: Architecture, threads: int) -> None:
+    weights = random_weights(a)
+    alone, together = make(a, weights, threads=1), make(a, weights, threads=threads)
+    for number, lengths in enumerate([[1], [5], [16], [130], [3, 40, 1], [9] * 30] * 5):
+        batch = texts_of(lengths, number)
+        assert np.array_equal(next(iter(together.run([batch]))), next(iter(alone.run([batch]))))
+
+
+def test_many_threads_may_call_at_once() -> None:
+    engine = make(BERT, random_weights(BERT), threads=3)
+    batches = [texts_of([1 + number], number) for number in range(24)]
+    wanted = list(engine.run(batches))
+
+    def call(caller: int) -> bool:
+        mine = [(caller * 5 + turn) % len(batches) for turn in range(100)]
+        return all(np.array_equal(next(iter(engine.run([batches[at]]))), wanted[at]) for at in mine)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(call, range(8)))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    engine = make(BERT, random_weights(BERT), threads=2)
+    batches = [texts_of([7]), texts_of([30, 2]), texts_of([16])]
+    wanted = list(engine.run(batches))
+    over = threading.Event()
+
+    def keep_running() -> None:
+        while not over.is_set():
+            list(engine.run(batches[:1]))
+
+    def in_child() -> bool:
+        several = list(engine.run(batches))
+        single = [next(iter(engine.run([batch]))) for batch in batches]
+        helped = not Path("/proc/self/task").exists() or len(os.listdir("/proc/self/task")) == 1 + 2 + 1
+        return helped and all(map(np.array_equal, [*several, *single], wanted * 2))
+
+    other = threading.Thread(target=keep_running)
+    other.start()
+    try:
+        for _ in range(5):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(30)
+                os._exit(0 if in_child() else 1)
+            assert os.waitpid(child, 0)[1] == 0
+    finally:
+        over.set()
+        other.join()
+
+
+def threads_of_an_engine() -> tuple[list[int], float]:
+    """How many threads this process has more than without an engine: with one, after a batch, without it; and the
+    seconds of the processor that the idle engine takes in half a second."""
+
+    def threads() -> int:
+        return len(os.listdir("/proc/self/task")) - before
+
+    before = 0
+    before = threads()
+    a = replace(BERT, hidden_size=384)
+    engine = make(a, random_weights(a), threads=4)
+    counts = [threads()]
+    list(engine.run([texts_of([9])]))
+    counts.append(threads())
+    time.sleep(0.05)
+    busy = time.process_time()
+    time.sleep(0.5)
+    busy = time.process_time() - busy
+    list(engine.run([texts_of([9])]))
+    del engine
+    end = time.monotonic() + 10
+    while threads() and time.monotonic() < end:
+        time.sleep(0.01)
+    return [*counts, threads()], busy
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux lists them")
+def test_threads_sleep_between_batches_and_end_with_the_engine() -> None:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        counts, busy = pool.submit(threads_of_an_engine).result()
+    assert counts == [0, 3, 0]
+    assert busy < 0.02
 
 
 def test_it_stops_and_goes_on() -> None:
