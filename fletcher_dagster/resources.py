@@ -102,7 +102,7 @@ class FletcherResource(dg.ConfigurableResource[Any]):
     engine: str = Field(
         default="auto", description="auto (the GPU where there is one), mlx, or on the CPU native or openvino."
     )
-    precision: str = Field(default="auto", description="auto, fp16 (GPU), bf16 or fp32.")
+    precision: str = Field(default="auto", description="auto, fp16 (GPU), bf16, fp32 or int8 (CPU).")
     batch_invariant: bool = Field(default=False, description="Bit-identical vectors in any batch on a GPU, slower.")
     max_length: int | None = Field(default=None, description="Most tokens of a text; None: the model's limit.")
     dimension: int | None = Field(default=None, description="Keep so many vector elements; None: all.")

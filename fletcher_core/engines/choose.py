@@ -37,24 +37,31 @@ def load_engine(
     """The engine `choice`, with `package` loaded on its device.
 
     Args:
-        choice: "auto" takes a GPU where there is one and it runs the model, else the faster of the CPU engines.
+        choice: "auto" takes a GPU where there is one and it runs the model, else the faster of the CPU engines; for
+            "int8" it takes OpenVINO, which alone has it.
         threads: of the CPU engines.
         batch_invariant: of the GPU engine; the CPU engines always are.
         settings: `normalize`, `dimension` and `precision`, as all engines take them.
 
     Raises:
-        ConfigError: there is no such engine, no GPU for "mlx", or another precision than bf16 for "native".
+        ConfigError: there is no such engine, no GPU for "mlx", or the engine does not have the precision.
         EngineError: the device cannot run the model.
     """
     if choice not in get_args(EngineChoice):
         raise ConfigError(f"engine is {choice!r}; choose one of {', '.join(get_args(EngineChoice))}")
+    int8 = settings.get("precision") == "int8"
+    if int8 and choice in ("mlx", "native"):
+        raise ConfigError(
+            f"precision is 'int8' and engine is {choice!r}: only OpenVINO has it, on the CPU; use engine='openvino' or "
+            "'auto'"
+        )
     if choice == "mlx" and not has_gpu():
         raise ConfigError(
             "engine is 'mlx' and MLX finds no GPU here: on NVIDIA install fletcher[cuda], on Apple Silicon use a "
             "native (arm64) Python, or take engine='auto'"
         )
     # Each engine's library takes long to import, and only one is needed.
-    if choice == "mlx" or (choice == "auto" and has_gpu()):
+    if choice == "mlx" or (choice == "auto" and not int8 and has_gpu()):
         from fletcher_core.engines.mlx.engine import MlxEngine
 
         try:

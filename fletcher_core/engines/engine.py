@@ -9,7 +9,8 @@ import numpy.typing as npt
 from fletcher_core.stop import NEVER, Stop
 from fletcher_core.tokens import Int64, TokenBatch
 
-Precision = Literal["auto", "bf16", "fp16", "fp32"]
+# "int8" is never chosen by itself: its vectors are others than those of the floats, which agree to some 0.9999.
+Precision = Literal["auto", "bf16", "fp16", "fp32", "int8"]
 
 
 class Engine(Protocol):

@@ -13,6 +13,7 @@ import openvino as ov
 from openvino import Node
 from openvino import opset15 as op
 
+from fletcher_core.engines.openvino_int8 import int8_matrix
 from fletcher_core.models import Architecture, LayerWeights, Weights
 from fletcher_core.models.package import Pooling
 
@@ -20,10 +21,21 @@ from fletcher_core.models.package import Pooling
 _MASKED_SCORE = -30000.0
 
 
+# A weight [out, in] as a node of the graph: in floats, or in int8.
+Matrix = Callable[[npt.NDArray[np.float32]], Node]
+
+
 def encoder_graph(
-    architecture: Architecture, weights: Weights, pooling: Pooling | None, normalize: bool, dimension: int
+    architecture: Architecture,
+    weights: Weights,
+    pooling: Pooling | None,
+    normalize: bool,
+    dimension: int,
+    int8: bool = False,
 ) -> ov.Model:
-    """Build the graph. `pooling=None` leaves the token vectors as they are, for tests against a reference."""
+    """Build the graph. `pooling=None` leaves the token vectors as they are, for tests against a reference; `int8` puts
+    the layers' weights in as int8."""
+    matrix = int8_matrix if int8 else _f32
     ids = op.parameter([-1, -1], np.int32, name="ids")
     lengths = op.parameter([-1], np.int32, name="lengths")
     positions = op.range(_i32(0), _padded_length(ids), _i32(1), "i32")
@@ -33,9 +45,10 @@ def encoder_graph(
 
     x = _embed(architecture, weights, ids, positions)
     for layer in weights.layers:
-        attended = _attention(architecture, layer, x, bias, rotate)
+        attended = _attention(architecture, layer, x, bias, rotate, matrix)
         x = _norm(architecture, op.add(x, attended), layer.attention_norm, layer.attention_norm_bias)
-        x = _norm(architecture, op.add(x, _mlp(architecture, layer, x)), layer.output_norm, layer.output_norm_bias)
+        inner = _mlp(architecture, layer, x, matrix)
+        x = _norm(architecture, op.add(x, inner), layer.output_norm, layer.output_norm_bias)
     if pooling is not None:
         x = _pool(x, pooling, keep, lengths)
         if dimension < architecture.hidden_size:  # Matryoshka: cut first, normalize after, or the norm is not one
@@ -55,22 +68,24 @@ def _embed(a: Architecture, w: Weights, ids: Node, positions: Node) -> Node:
     return _norm(a, x, w.norm, w.norm_bias)
 
 
-def _attention(a: Architecture, w: LayerWeights, x: Node, bias: Node, rotate: Callable[[Node], Node]) -> Node:
+def _attention(
+    a: Architecture, w: LayerWeights, x: Node, bias: Node, rotate: Callable[[Node], Node], matrix: Matrix
+) -> Node:
     h = a.hidden_size
 
     def heads(part: int) -> Node:  # [B, H, S, D]
         rows = slice(part * h, (part + 1) * h)
-        y = _linear(x, w.qkv[rows], None if w.qkv_bias is None else w.qkv_bias[rows])
+        y = _linear(x, matrix(w.qkv[rows]), None if w.qkv_bias is None else w.qkv_bias[rows])
         return op.transpose(op.reshape(y, _axes(0, 0, a.heads, a.head_dim), True), _axes(0, 2, 1, 3))
 
     query, key, value = rotate(heads(0)), rotate(heads(1)), heads(2)
     scores = op.multiply(op.matmul(query, key, False, True), _f32(1 / math.sqrt(a.head_dim)))
     mixed = op.matmul(op.softmax(op.add(scores, bias), -1), value, False, False)
     joined = op.reshape(op.transpose(mixed, _axes(0, 2, 1, 3)), _axes(0, 0, h), True)
-    return _linear(joined, w.attention_out, w.attention_out_bias)
+    return _linear(joined, matrix(w.attention_out), w.attention_out_bias)
 
 
-def _mlp(a: Architecture, w: LayerWeights, x: Node) -> Node:
+def _mlp(a: Architecture, w: LayerWeights, x: Node, matrix: Matrix) -> Node:
     activation: dict[str, Callable[[Node], Node]] = {
         "gelu": lambda y: op.gelu(y, "erf"),
         "gelu_tanh": lambda y: op.gelu(y, "tanh"),
@@ -78,9 +93,9 @@ def _mlp(a: Architecture, w: LayerWeights, x: Node) -> Node:
         "silu": op.swish,
     }
     act = activation[a.activation]
-    up = _linear(x, w.up, w.up_bias)
-    inner = act(up) if w.gate is None else op.multiply(act(_linear(x, w.gate, None)), up)
-    return _linear(inner, w.down, w.down_bias)
+    up = _linear(x, matrix(w.up), w.up_bias)
+    inner = act(up) if w.gate is None else op.multiply(act(_linear(x, matrix(w.gate), None)), up)
+    return _linear(inner, matrix(w.down), w.down_bias)
 
 
 def _rotation(a: Architecture, positions: Node) -> Callable[[Node], Node]:
@@ -118,8 +133,8 @@ def _norm(a: Architecture, x: Node, weight: npt.NDArray[np.float32], bias: npt.N
     return op.add(op.multiply(op.mvn(x, _axes(-1), True, a.norm_epsilon, "inside_sqrt"), _f32(weight)), _f32(bias))
 
 
-def _linear(x: Node, weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32] | None) -> Node:
-    y = op.matmul(x, _f32(weight), False, True)
+def _linear(x: Node, weight: Node, bias: npt.NDArray[np.float32] | None) -> Node:
+    y = op.matmul(x, weight, False, True)
     return y if bias is None else op.add(y, _f32(bias))
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 class ModelCard:
     """Identity of an embedding model as configured.
 
-    `fingerprint` (hex) covers weights, tokenizer, pooling, normalization, prompt, maximum length, long-text policy and
-    output dimension: two cards with the same fingerprint give the same vectors.
+    `fingerprint` (hex) covers weights, tokenizer, pooling, normalization, prompt, maximum length, long-text policy,
+    output dimension, and whether it computes in int8: two cards with the same fingerprint give the same vectors, but
+    for what one float precision differs from another.
     """
 
     name: str

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import ParamSpec, TypeVar, get_args
+from typing import ParamSpec, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -83,8 +83,8 @@ class MlxEngine:
         batch_invariant: bool = False,
         on_cpu: bool = False,
     ):
-        if precision not in get_args(Precision):
-            raise ConfigError(f"precision is {precision!r}; choose one of {', '.join(get_args(Precision))}")
+        if precision not in ("auto", *_DTYPES):
+            raise ConfigError(f"precision is {precision!r}; choose one of auto, {', '.join(sorted(_DTYPES))}")
         self.dimension = dimension
         self.batch_invariant = batch_invariant
         self._package = package
