@@ -36,6 +36,8 @@ _LOG = logging.getLogger(__name__)
 # Bytes of a segment: one put to Longbow must stay below 32 MiB, and its rows carry a little more than the vector.
 _SEGMENT_BYTES = 20 * 2**20
 _ROW_OVERHEAD = 512
+# Of texts read and tokenized together: a few windows are on their way at a time, however long the texts are.
+_WINDOW_BYTES = 32 * 2**20
 # Some full segments: what the sender falls behind by.
 _RECENT_BYTES = 3 * _SEGMENT_BYTES
 # Equal parts of a run of which the report says how busy each stage was.
@@ -317,7 +319,9 @@ class _Run:
         started = time.perf_counter()
         # An iterator of its own for each: what pyarrow read of a row group it keeps until its iterator ends.
         for group in range(file.num_row_groups):
-            for batch in file.iter_batches(min(WINDOW, self._segment_rows()), row_groups=[group]):
+            size = file.metadata.row_group(group)
+            of_bytes = max(1, _WINDOW_BYTES * size.num_rows // max(size.total_byte_size, 1))
+            for batch in file.iter_batches(min(WINDOW, self._segment_rows(), of_bytes), row_groups=[group]):
                 window = open_window(pa.Table.from_batches([batch]))
                 texts = window.rows["text"].take(pa.array(window.unique))
                 self.clock.busy("read", started, time.perf_counter())

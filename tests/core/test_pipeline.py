@@ -25,6 +25,7 @@ from fletcher_core.search import search
 from fletcher_core.sources import DuckDBTable, ParquetTable, Partition
 from fletcher_core.store import VectorStore
 from fletcher_core.tokenizers import EncodedTexts
+from fletcher_core.window import Window, open_window
 
 
 @pytest.fixture
@@ -227,6 +228,23 @@ def test_equal_texts_are_embedded_once(database: Path, store: VectorStore, minil
     vectors = stored(store)
     assert np.array_equal(vectors["0"], vectors["10"])
     assert np.array_equal(vectors["4"], minilm.embed(["music"])[0])
+
+
+def test_long_texts_are_read_few_at_a_time(
+    database: Path, store: VectorStore, minilm: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(database, "CREATE TABLE long AS SELECT i AS id, i || repeat(' word', 2000) AS text FROM range(60) AS n(i)")
+    windows: list[int] = []
+
+    def counted(rows: pa.Table) -> Window:
+        windows.append(rows.num_rows)
+        return open_window(rows)
+
+    monkeypatch.setattr("fletcher_core.pipeline.open_window", counted)
+    monkeypatch.setattr("fletcher_core.pipeline._WINDOW_BYTES", 100_000)
+    report = materialize(DuckDBTable(database, "long"), embedder=minilm, store=store)
+    assert report.embedded == sum(windows) == 60
+    assert max(windows) <= 10
 
 
 def test_vectors_take_their_own_bytes_on_disk_and_little_more(
