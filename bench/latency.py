@@ -3,8 +3,9 @@
     make bench-latency    # or: .venv-bench/bin/python bench/latency.py [--seconds 10] [--engine native] [--callers 1 8]
 
 Callers are threads that call again as soon as they have their vector; each sends texts of its own, 55 tokens on
-average. Peer: one caller of sentence-transformers as it comes, where it is installed. Roof: the rate of a single call
-with all the texts, which can sort and batch them; a call with one text has nothing to batch.
+average. First short texts only, of 8 to 20 tokens, from one caller. Peer: one caller of sentence-transformers as it
+comes, where it is installed. Roof: the rate of a single call with all the texts, which can sort and batch them; a call
+with one text has nothing to batch.
 """
 
 import argparse
@@ -43,8 +44,16 @@ def main() -> None:
     engine = f"{type(embedder.engine).__name__}, {embedder.engine.precision}"
     print(f"{cpu_model()}, {cores()} cores; {engine}; {TEXTS} texts in one call: {together:.1f} /s")
     print(f"{'':<36}{'texts/s':>9}{'p50 ms':>9}{'p99 ms':>9}{'of the roof':>13}{'peer / p50':>12}")
-    peer = peer_row(texts, options.seconds)
-    rows = [] if peer is None else [peer]
+    short = short_texts(embedder, texts)
+    ask_peer = peer_model(texts)
+    peer, peer_short = None, None
+    rows = []
+    if ask_peer is not None:
+        peer_short = row(f"{PEER}, short texts", *call(ask_peer, short, 1, options.seconds))
+        peer = row(f"{PEER}, 1 caller", *call(ask_peer, texts, 1, options.seconds))
+        rows += [peer_short, peer]
+    seconds, wall = call(lambda text: embedder.embed([text]), short, 1, options.seconds)
+    rows.append(row("1 caller, short texts", seconds, wall, rate_of_one_call(embedder, short), peer_short))
     for callers in options.callers:
         seconds, wall = call(lambda text: embedder.embed([text]), texts, callers, options.seconds)
         alike = peer if callers == 1 else None  # the peer is asked by one caller
@@ -62,8 +71,14 @@ def rate_of_one_call(embedder: Embedder, texts: list[str]) -> float:
     return len(texts) / min(seconds)
 
 
-def peer_row(texts: list[str], seconds: float) -> Row | None:
-    """One caller of sentence-transformers with its defaults; None where it is not installed."""
+def short_texts(embedder: Embedder, texts: list[str]) -> list[str]:
+    """Those of 8 to 20 tokens."""
+    lengths = embedder.encoder.encode(texts).sequences.lengths
+    return [text for text, length in zip(texts, lengths, strict=True) if 8 <= length <= 20]
+
+
+def peer_model(texts: list[str]) -> Callable[[str], object] | None:
+    """sentence-transformers with its defaults, warm; None where it is not installed."""
     try:
         from sentence_transformers import SentenceTransformer  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
@@ -76,7 +91,7 @@ def peer_row(texts: list[str], seconds: float) -> Row | None:
 
     for text in texts[:WARM_UP_CALLS]:
         embed(text)
-    return row(f"{PEER}, 1 caller", *call(embed, texts, 1, seconds))
+    return embed
 
 
 def call(embed: Callable[[str], object], texts: list[str], callers: int, seconds: float) -> tuple[list[float], float]:

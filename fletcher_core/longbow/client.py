@@ -202,13 +202,17 @@ class LongbowClient:
                     return pa.table({})
                 raise
 
-    def present_ids(self, dataset: str, segment: str, *, ids_only: bool = False) -> npt.NDArray[np.uint64]:
+    def present_ids(
+        self, dataset: str, segment: str, last: str = "", *, ids_only: bool = False
+    ) -> npt.NDArray[np.uint64]:
         """Ids of the rows of a segment that the server holds, a copy each: uint64 [rows], empty for a new dataset.
 
-        `ids_only` asks for nothing but ids, of a server that can do so; else whole rows travel back.
+        With `last`, of all segments whose labels are from `segment` to it. `ids_only` asks for nothing but ids, of a
+        server that can do so; else whole rows travel back.
         """
+        filters = [("segment", ">=", segment), ("segment", "<=", last)] if last else [("segment", "=", segment)]
         try:
-            table = self.scan(dataset, [("segment", "=", segment)], columns=["id"] if ids_only else None)
+            table = self.scan(dataset, filters, columns=["id"] if ids_only else None)
         except LongbowNotFound:
             return np.empty(0, dtype=np.uint64)
         if "id" not in table.column_names:

@@ -29,6 +29,16 @@ from fletcher_core.telemetry.stages import Busy, unwatched
 
 _PROBE_AGAIN = (0.1, 0.2)
 _READ_AGAIN = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+# Segments that are read back at once where only ids come: a scan costs the server much the same for one or for some.
+_READ_TOGETHER = 8
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A segment whose puts the server said OK to, and the ids that it must hold now, uint64."""
+
+    label: str
+    ids: npt.NDArray[np.uint64]
 
 
 @dataclass
@@ -133,18 +143,31 @@ class Outbox:
         """
         if not self._lock.try_acquire("sender"):
             return False
+        # Where whole rows come back, each segment's come beside the puts of others.
+        together = _READ_TOGETHER if self._ids_only else 1
         try:
-            side_by_side(self._deliver_one, segments, self._client.settings.streams)
+            if together == 1:
+                side_by_side(lambda segment: self._deliver_some([segment]), segments, self._client.settings.streams)
+            else:
+                for start in range(0, len(segments), together):
+                    self._deliver_some(segments[start : start + together])
         finally:
             self._lock.release()
         return True
 
-    def _deliver_one(self, segment: Segment) -> None:
-        delivery = self._manifest.delivery(self.target, segment.label)
-        if delivery.state not in DELIVERED and not self._pause(0.0):
-            self._send(segment.label, delivery)
+    def _deliver_some(self, segments: Sequence[Segment]) -> None:
+        """Send segments, then read all of them back at once."""
+        sent: list[_Sent] = []
 
-    def _send(self, label: str, delivery: Delivery) -> None:
+        def send(segment: Segment) -> None:
+            delivery = self._manifest.delivery(self.target, segment.label)
+            if delivery.state not in DELIVERED and not self._pause(0.0):
+                sent.append(self._send(segment.label, delivery))
+
+        side_by_side(send, segments, self._client.settings.streams)
+        self._read_back(sorted(sent, key=lambda one: one.label))
+
+    def _send(self, label: str, delivery: Delivery) -> _Sent:
         segment = self._generation.read_segment(label)
         self.replaced[label] = segment["replaces"].drop_null().to_numpy()
         rows = wire_table(segment, self._client.settings.transport)
@@ -156,8 +179,7 @@ class Outbox:
         self._record(label, "sending", rows=len(present))
         self._put(missing)
         self._record(label, "sent", rows=len(present) + missing.num_rows, bytes=delivery.bytes + missing.nbytes)
-        copies = self._read_back(label, wanted) if len(wanted) else 0
-        self._record(label, "applied", rows=copies)
+        return _Sent(label, wanted)
 
     def _put(self, rows: pa.Table) -> None:
         """Put the rows in blocks; the connection's expectation of the index grows with every OK."""
@@ -184,27 +206,41 @@ class Outbox:
             if result.slow_down:
                 self._resume_at = time.monotonic() + self._slow_down_pause
 
-    def _read_back(self, label: str, wanted: npt.NDArray[np.uint64]) -> int:
-        """Read until every wanted id is there; the number of copies seen."""
+    def _read_back(self, sent: Sequence[_Sent]) -> None:
+        """Read until every id is there, and record each segment as applied with the number of copies seen."""
         started = time.monotonic()
+        waiting = [one for one in sent if len(one.ids)]
+        for one in sent:
+            if not len(one.ids):
+                self._record(one.label, "applied", rows=0)
         for wait in itertools.chain(_READ_AGAIN, itertools.repeat(_READ_AGAIN[-1])):
-            present = self._present(label)
-            missing = int(np.count_nonzero(~np.isin(wanted, present)))
-            if not missing:
-                return len(present)
+            if not waiting:
+                return
+            present = self._present(waiting[0].label, waiting[-1].label)
+            short: list[tuple[_Sent, int]] = []
+            for one in waiting:
+                found = present[np.isin(present, one.ids)]
+                if missing := int(np.count_nonzero(~np.isin(one.ids, found))):
+                    short.append((one, missing))
+                else:
+                    self._record(one.label, "applied", rows=len(found))
+            waiting = [one for one, _ in short]
             waited = time.monotonic() - started
-            if waited > self._patience or self._pause(wait):
+            if waiting and (waited > self._patience or self._pause(wait)):
                 break
+        one, missing = short[0]
         raise LongbowUnavailable(
-            f"Longbow at {self.target} said OK to segment {label} of dataset {self._generation.name!r}, but {missing} "
-            f"of its {len(wanted)} rows cannot be read back after {waited:.1f} s; it may be over its "
+            f"Longbow at {self.target} said OK to segment {one.label} of dataset {self._generation.name!r}, but "
+            f"{missing} of its {len(one.ids)} rows cannot be read back after {waited:.1f} s; it may be over its "
             "LONGBOW_MAX_MEMORY. They are sent again later"
         )
 
-    def _present(self, label: str) -> npt.NDArray[np.uint64]:
+    def _present(self, label: str, last: str = "") -> npt.NDArray[np.uint64]:
+        """Ids on the server of a segment, or of all from `label` to `last`."""
         started = time.perf_counter()
         try:
-            return self._client.present_ids(self._generation.name, label, ids_only=self._ids_only)
+            last = "" if last == label else last
+            return self._client.present_ids(self._generation.name, label, last, ids_only=self._ids_only)
         finally:
             self._busy("send", started, time.perf_counter())
 

@@ -90,27 +90,27 @@ class Dataset:
         schema = known if columns is None else pa.schema([field for field in known if field.name in columns])
         if not batches:
             return schema.empty_table()
-        return pa.concat_tables(
-            [conform(self._visible(batch, filters, faults, schema.names), schema) for batch in batches]
-        ).replace_schema_metadata(self.schema.metadata)
+        visible = (self._visible(batch, filters, faults, schema.names) for batch in batches)
+        parts = [conform(part, schema) for part in visible if part.num_rows]
+        return pa.concat_tables(parts or [schema.empty_table()]).replace_schema_metadata(self.schema.metadata)
 
     def _visible(
         self, batch: StoredBatch, filters: Sequence[Filter], faults: Faults, columns: Sequence[str]
     ) -> pa.Table:
         table = batch.table
-        wanted = table.select([name for name in columns if name in table.column_names])
+        mask = np.ones(table.num_rows, dtype=np.bool_)
         if filters:
             try:
                 mask = row_mask(table, filters)
             except UnusableFilterError:
-                return wanted.slice(0, 0)
+                mask[:] = False
         elif batch.deleted:
             if len(batch.deleted) == table.num_rows and faults.wholly_deleted_batch_breaks_scan:
                 raise flight.FlightInternalError("index out of range [0] with length 0")
-            mask = np.ones(table.num_rows, dtype=np.bool_)
             mask[list(batch.deleted)] = False
-        else:
-            return wanted
+        if not mask.any():
+            return table.slice(0, 0)
+        wanted = table.select([name for name in columns if name in table.column_names])
         return wanted if mask.all() else wanted.filter(pa.array(mask))
 
     def delete(self, identifier: str, faults: Faults) -> bool:
