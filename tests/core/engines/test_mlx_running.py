@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from plain_pages import PlainPages, deliver_at_once
 
 from fletcher_core import Embedder
 from fletcher_core.admission import Admission
@@ -45,22 +46,6 @@ def loaded(golden: Path) -> MlxEngine:
     package = replace(package, architecture=replace(package.architecture, vocab_size=30522), max_length=32)
     weights = replace(weights, words=np.resize(weights.words, (30522, 128)))
     return MlxEngine(package, weights, normalize=True, dimension=128, precision="fp32", on_cpu=True)
-
-
-class PlainPages:
-    """Host pages without a driver."""
-
-    def __init__(self, kind: Any, size: int):
-        self.array = mx.array(np.zeros(size, kind))
-        self.host = np.asarray(self.array)
-
-    def close(self) -> None:
-        pass
-
-
-def deliver_at_once(vectors: mx.array, target: mx.array) -> mx.array:
-    np.asarray(target)[: vectors.size] = np.array(vectors).reshape(-1)
-    return mx.zeros(vectors.shape)
 
 
 @pytest.fixture

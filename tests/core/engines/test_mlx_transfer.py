@@ -1,38 +1,24 @@
 """A batch's way to a CUDA device and back, with plain memory in place of the pages that only a driver can give."""
 
 import logging
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_pages import PlainPages, deliver_at_once
 
 from fletcher_core.engines.choose import has_gpu
 from fletcher_core.engines.mlx import transfer
 from fletcher_core.engines.mlx.transfer import DirectTransfers, StagedTransfers, transfers
 
 
-class PlainPages:
-    def __init__(self, kind: Any, size: int):
-        self.array = mx.array(np.zeros(size, kind))
-        self.host = np.asarray(self.array)
-
-    def close(self) -> None:
-        self.host = np.zeros(0)
-
-
-def write(vectors: mx.array, target: mx.array) -> mx.array:
-    np.asarray(target)[: vectors.size] = np.array(vectors).reshape(-1)
-    return mx.zeros(8)
-
-
 @pytest.fixture
 def staged(monkeypatch: pytest.MonkeyPatch) -> StagedTransfers:
     mx.set_default_device(mx.cpu)
     monkeypatch.setattr(transfer, "HostPages", PlainPages)
-    monkeypatch.setattr(transfer, "deliver", write)
+    monkeypatch.setattr(transfer, "deliver", deliver_at_once)
     monkeypatch.setattr(transfer, "_SMALLEST", 64)
     return StagedTransfers()
 
@@ -56,7 +42,7 @@ def test_without_a_driver_mlx_s_own_way_is_taken_and_said(caplog: pytest.LogCapt
 def test_batches_in_flight_never_share_pages_and_pages_are_used_again(data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transfer, "HostPages", PlainPages)
-        patch.setattr(transfer, "deliver", write)
+        patch.setattr(transfer, "deliver", deliver_at_once)
         patch.setattr(transfer, "_SMALLEST", 64)
         pool, flying, made = StagedTransfers(), [], 0
         for number in range(data.draw(st.integers(1, 12))):

@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fletcher_kernels.gemm_act import GELU_LOGIT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -347,3 +349,10 @@ def test_the_choice_of_engine(monkeypatch: pytest.MonkeyPatch, golden: Path) -> 
         chosen("native")
     with pytest.raises(ConfigError, match="computes in bf16"):
         chosen("native", precision="fp32")
+
+
+def test_gelu_s_digits_are_those_of_the_gpu_s() -> None:
+    source = Path(__file__).parents[3] / "kernels" / "simd" / "encoder" / "avx512_bf16.cpp"
+    fit = source.read_text("utf-8").split("Activation::gelu)")[1].split("Activation::gelu_tanh")[0]
+    digits = re.findall(r"-log2e \* ([-\d.e]+)f", fit)
+    assert [float(number) for number in reversed(digits)] == list(GELU_LOGIT)
