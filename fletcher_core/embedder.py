@@ -27,7 +27,7 @@ from fletcher_core.stop import NEVER, Stop
 from fletcher_core.telemetry.stages import Busy, unwatched
 from fletcher_core.tokenizers import EncodedTexts, InvalidText, TextEncoder, load_tokenizer
 from fletcher_core.tokenizers.encode import LongText
-from fletcher_core.tokenizers.request import Column, as_column, check_prompt, check_whole
+from fletcher_core.tokenizers.request import Column, as_column, check_prompt, check_seconds, check_whole
 from fletcher_core.tokenizers.tokenizer import Texts
 from fletcher_core.tokens import Int32, Int64, TokenBatch
 
@@ -184,13 +184,15 @@ class Embedder:
         """Where vectors of texts embedded before are kept; None for nowhere.
 
         Raises:
-            ConfigError: when set to a cache of another dimension, or one too small for a vector.
+            ConfigError: when set to something else, to a cache of another dimension, or one too small for a vector.
         """
         return self._keyed.cache if self._keyed is not None else None
 
     @cache.setter
     def cache(self, cache: VectorCache | None) -> None:
         if cache is not None:
+            if not isinstance(cache, VectorCache):
+                raise ConfigError(f"cache is {cache!r}; give a VectorCache, such as VectorCache(100_000_000) of bytes")
             cache.settle(self.dimension)
         # One value, set at once: a call that runs meanwhile keeps the cache that it began with.
         self._keyed = (
@@ -224,9 +226,12 @@ class Embedder:
 
         Raises:
             InputError: a text is no valid str, or too long under the policy "error"; the message names its position.
+            ConfigError: `timeout` is no number of seconds.
             EngineError: the device failed, or a vector came out not finite.
             DeadlineExceeded: `timeout` passed.
         """
+        if timeout is not None:
+            check_seconds("timeout", timeout)
         column = as_column(texts)
         if not isinstance(column, list) and column.null_count:
             row = column.is_null().index(True).as_py()

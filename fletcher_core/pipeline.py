@@ -36,12 +36,16 @@ _LOG = logging.getLogger(__name__)
 # Bytes of a segment: one put to Longbow must stay below 32 MiB, and its rows carry a little more than the vector.
 _SEGMENT_BYTES = 20 * 2**20
 _ROW_OVERHEAD = 512
+# The first windows, while nobody knows how fast the engine is.
+_FEW_ROWS = 64
 # Of texts read and tokenized together: a few windows are on their way at a time, however long the texts are.
 _WINDOW_BYTES = 32 * 2**20
 # Some full segments: what the sender falls behind by.
 _RECENT_BYTES = 3 * _SEGMENT_BYTES
 # Equal parts of a run of which the report says how busy each stage was.
 SLICES = 60
+# In the order in which a row meets them.
+_STAGES = tuple(stage.name for stage in fields(StageSeconds))
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class MaterializeSettings:
         on_empty: null texts and texts without a visible character: "skip" (and count) or "error".
         on_duplicate: an id with several different texts: "quarantine" or "error".
         segment_rows: the most rows of a segment; fewer where vectors are long.
-        commit_seconds: commit at least this often, so that a killed run loses at most this much work.
+        commit_seconds: commit about this often, so that a killed run loses little more work than this.
         memory_limit: of DuckDB while it detects changes, as DuckDB writes it.
         max_segments: compact a partition that has more files than this at the end of a run.
         delivery_timeout: seconds to wait at the end for Longbow to make the rows searchable; what is not delivered by
@@ -217,7 +221,7 @@ class _Run:
                     due = time.perf_counter() - last_commit >= self.settings.commit_seconds
                     if due or sum(rows.num_rows for rows in pending) + WINDOW > self._segment_rows():
                         commit()
-            except RunCancelled:
+            except (RunCancelled, KeyboardInterrupt):
                 if pending:  # finished work is kept, also when the run is asked to stop
                     commit()
                 raise
@@ -274,7 +278,7 @@ class _Run:
         )
 
     def report(self, seconds_total: float, delivery: DeliveryCounts) -> RunReport:
-        changes, engine = self.changes, self.embedder.engine
+        changes, engine, shares = self.changes, self.embedder.engine, self.clock.shares(SLICES)
         return RunReport(
             run_id=self.run_id,
             partition_key=self.partition.key,
@@ -301,10 +305,10 @@ class _Run:
             padded_tokens=self.padded_tokens,
             rows_in_store=self.generation.row_count(self.partition.key),
             seconds_total=seconds_total,
-            seconds=StageSeconds(**{stage.name: self.clock.seconds(stage.name) for stage in fields(StageSeconds)}),
+            seconds=StageSeconds(**{stage: self.clock.seconds(stage) for stage in _STAGES}),
             delivery=delivery,
             timeline=tuple(self.timeline),
-            stages=self.clock.shares(SLICES),
+            stages={stage: shares[stage] for stage in _STAGES if stage in shares},
             seconds_with_delivery=self.clock.elapsed,
             note=self.note,
             cache=None if self.embedder.cache is None else self.embedder.cache.statistics(),
@@ -322,11 +326,20 @@ class _Run:
             size = file.metadata.row_group(group)
             of_bytes = max(1, _WINDOW_BYTES * size.num_rows // max(size.total_byte_size, 1))
             for batch in file.iter_batches(min(WINDOW, self._segment_rows(), of_bytes), row_groups=[group]):
-                window = open_window(pa.Table.from_batches([batch]))
-                texts = window.rows["text"].take(pa.array(window.unique))
-                self.clock.busy("read", started, time.perf_counter())
-                yield window, texts
-                started = time.perf_counter()
+                first = 0
+                while first < batch.num_rows:
+                    window = open_window(pa.Table.from_batches([batch.slice(first, self._timely_rows())]))
+                    first += window.rows.num_rows
+                    texts = window.rows["text"].take(pa.array(window.unique))
+                    self.clock.busy("read", started, time.perf_counter())
+                    yield window, texts
+                    started = time.perf_counter()
+
+    def _timely_rows(self) -> int:
+        """Rows of a window that is through within a part of `commit_seconds`, as fast as the run is."""
+        since = self.clock.elapsed - self.clock.seconds("diff")
+        rate = self.batched / since if self.batched else 0.0
+        return max(_FEW_ROWS, min(WINDOW, int(rate * self.settings.commit_seconds / 4)))
 
     def _finish(self, window: Window, result: EmbeddedTexts) -> pa.Table:
         """A window that came back from the engine -> rows for the store; what is refused goes to the quarantine."""
@@ -349,9 +362,9 @@ class _Run:
 
     def _through(self, sequences: int) -> None:
         """A batch came back from the engine: tell how far the run is, ahead of the window that it belongs to."""
+        self.batched += sequences
         if self.progress is None:
             return
-        self.batched += sequences
         seconds = self.clock.elapsed
         rate = self.batched / max(seconds - self.clock.seconds("diff"), 1e-9)
         done = min(self.batched + self.cache_hits, self._to_write)

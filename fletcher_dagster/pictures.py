@@ -28,8 +28,13 @@ def stages_markdown(stages: Mapping[str, Sequence[float]], seconds: float) -> st
     """
     if not stages:
         return None
-    rows = [f"| {stage} | `{_bars(shares)}` | {sum(shares) / len(shares):.0%} |" for stage, shares in stages.items()]
-    return "\n".join([f"| busy | over {seconds:,.1f} s | mean |", "|---|---|---|", *rows])
+    rows = [f"| {stage} | `{_bars(shares)}` | {_mean(shares)} |" for stage, shares in stages.items()]
+    return "\n".join([f"| busy | over {seconds:,.1f} s, delivery included | mean |", "|---|---|---|", *rows])
+
+
+def _mean(shares: Sequence[float]) -> str:
+    mean = sum(shares) / len(shares)
+    return f"{mean:.0%}" if mean >= 0.01 or not mean else "<1%"
 
 
 def _bars(shares: Sequence[float]) -> str:

@@ -119,7 +119,7 @@ class FletcherResource(dg.ConfigurableResource[Any]):
     on_empty: str = Field(default="skip", description="Null and empty texts: skip or error.")
     on_duplicate: str = Field(default="quarantine", description="One id, several texts: quarantine or error.")
     memory_limit: str = Field(default="2GB", description="Of DuckDB while it detects changes.")
-    commit_seconds: float = Field(default=10.0, description="A killed run loses at most this much work.")
+    commit_seconds: float = Field(default=10.0, description="Seconds of work that a killed run loses at most, about.")
     longbow: LongbowResource | None = Field(default=None, description="None: the embedded server.")
 
     def run(self, context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:

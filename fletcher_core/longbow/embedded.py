@@ -91,6 +91,12 @@ def _running(folder: Path) -> LongbowAddress | None:
     return announced[0]
 
 
+def announced_address(folder: Path) -> LongbowAddress | None:
+    """Where the last server on this folder listened, whether or not it still does."""
+    announced = _announced(folder)
+    return announced[0] if announced else None
+
+
 def _announced(folder: Path) -> tuple[LongbowAddress, int] | None:
     """Address and process of the last server that was ready on this folder."""
     try:

@@ -56,6 +56,12 @@ class VectorStore:
             store._generation(name).recover()
         return store
 
+    @staticmethod
+    def exists(root: str | os.PathLike[str]) -> bool:
+        """Whether `open` would find a store there rather than make one."""
+        path = Path(root)
+        return (path / "manifest.sqlite").is_file() or any(path.glob(f"*/{FILE_NAME}"))
+
     def generation(
         self, card: ModelCard, metadata_schema: pa.Schema, vector_type: VectorType = "float32"
     ) -> Generation:

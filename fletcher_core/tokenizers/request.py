@@ -80,6 +80,12 @@ def check_prompt(name: str, prompt: object) -> None:
         raise ConfigError(f"the {name} {reason}")
 
 
+def check_seconds(setting: str, value: object) -> None:
+    """ConfigError unless `value` is a number of seconds, 0 or more."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise ConfigError(f"{setting} is {value!r}; it must be a number of seconds, 0 or more")
+
+
 def check_whole(name: str, value: object, least: int) -> None:
     """Raises `ConfigError` unless `value` is an int of at least `least` that a machine's register holds."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:

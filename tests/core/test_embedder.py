@@ -1,5 +1,6 @@
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -247,3 +248,14 @@ def test_a_missing_model_says_what_was_tried(tmp_path: Path) -> None:
         Embedder.load("./models/minilm")
     with pytest.raises(ModelError, match=r"config\.json is missing"):
         Embedder.load(tmp_path)
+
+
+@pytest.mark.parametrize("timeout", ["1", -1, float("nan"), True])
+def test_a_timeout_that_is_no_time_is_refused(minilm: Embedder, timeout: Any) -> None:
+    with pytest.raises(ConfigError, match=r"timeout is .*; it must be a number of seconds, 0 or more"):
+        minilm.embed(["a"], timeout=timeout)
+
+
+def test_a_cache_is_a_cache(minilm: Embedder) -> None:
+    with pytest.raises(ConfigError, match="cache is 1000; give a VectorCache"):
+        minilm.cache = 1000  # type: ignore[assignment]

@@ -444,5 +444,39 @@ def test_the_command_searches_and_compacts(
     assert all("tag=cats" in line for line in lines)
     assert main(["compact", *folder]) == 0
     assert "3 -> 1 files, 30 -> 30 rows" in capsys.readouterr().out
-    assert main(["compact", "--store", str(tmp_path / "none"), "--collection", "x"]) == 1
-    assert "there is no vector store at" in capsys.readouterr().err
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for root, name in ((tmp_path / "none", "x"), (empty, "x"), (store.root, "y")):
+        for command in (["compact"], ["search", "kittens"]):
+            assert main([*command, "--store", str(root), "--collection", name]) == 1
+            assert f"there are no vectors of '{name}' in" in capsys.readouterr().err
+    assert not list(empty.iterdir())
+
+
+def test_the_command_takes_a_resources_folder_and_finds_its_server(
+    source: DuckDBTable, minilm: Embedder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "vectors"
+    address = ensure_embedded(root / ".longbow")
+    try:
+        client = LongbowClient(LongbowSettings(address.data, address.meta))
+        with client, VectorStore.open(root / "notes", collection="notes") as store:
+            materialize(source, embedder=minilm, store=store, longbow=client)
+        for folder in (root, root / "notes"):
+            assert main(["search", "kittens", "-k", "1", "--store", str(folder), "--collection", "notes"]) == 0
+            assert "tag=cats" in capsys.readouterr().out
+    finally:
+        stop_embedded(root / ".longbow")
+
+
+def test_a_slow_engine_commits_in_time_all_the_same(
+    database: Path, store: VectorStore, minilm: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(database, "CREATE TABLE many AS SELECT i AS id, 'text ' || i AS text FROM range(900) AS n(i)")
+    monkeypatch.setattr("fletcher_core.pipeline._FEW_ROWS", 32)
+    settings = MaterializeSettings(commit_seconds=0.01)  # within a quarter of it no engine does more than a few texts
+    materialize(DuckDBTable(database, "many"), embedder=minilm, store=store, settings=settings)
+    generation = store.current()
+    assert generation is not None
+    assert sum(segment.rows for segment in generation.segments()) == 900
+    assert len(generation.segments()) >= 5
