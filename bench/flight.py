@@ -67,7 +67,10 @@ def main() -> None:
             recall = recall_of_halves(smaller, settings) if options.recall else None
         finally:
             stop_embedded(Path(folder) / "longbow")
-    print(f"{options.rows:,} rows of {options.dimension} dimensions, median of {options.rounds} rounds")
+    print(
+        f"{options.rows:,} rows of {options.dimension} dimensions; medians of {options.rounds} rounds, in the last "
+        "column of the ratios within each round"
+    )
     for line in lines(figures):
         print(line)
     if recall is not None:
@@ -246,11 +249,11 @@ def recall_of_halves(generation: Generation, settings: LongbowSettings) -> float
 
 
 def lines(figures: list[Figure]) -> Iterator[str]:
-    yield f"{'':<26}{'MB/s':>8}{'rows/s':>10}{'seconds':>9}{'last OK':>9}{'MB':>8}{'rows/s to the peer':>20}"
+    yield f"{'':<26}{'MB/s':>8}{'rows/s':>10}{'seconds':>9}{'last OK':>9}{'MB sent':>9}{'rows/s of the loop':>20}"
     for each in figures:
         yield (
             f"{each.name:<26}{each.arrow_bytes / each.seconds / 1e6:>8.0f}{each.rows / each.seconds:>10,.0f}"
-            f"{each.seconds:>9.2f}{each.last_ok_seconds:>9.2f}{each.arrow_bytes / 1e6:>8.1f}{each.ratio:>19.2f}x"
+            f"{each.seconds:>9.2f}{each.last_ok_seconds:>9.2f}{each.arrow_bytes / 1e6:>9.1f}{each.ratio:>19.2f}x"
         )
 
 

@@ -212,7 +212,7 @@ def _check_model(report: Report, model: str, quick: bool) -> None:
             tell(f"the engine replaced the kernel {name}: {reason[:90]}")
         _check_vectors(report, embedder)
         if engine.name != "openvino":
-            _progress("comparing with the CPU engine")
+            _progress("comparing with float32 on the CPU")
             _compare(report, embedder, model)
         if not quick:
             _benchmark(report, embedder)
@@ -237,7 +237,7 @@ def _compare(report: Report, embedder: Embedder, model: str) -> None:
     ours = embedder.embed(texts)
     scale = np.linalg.norm(reference, axis=1) * np.linalg.norm(ours, axis=1)
     least = float((np.einsum("nd,nd->n", reference, ours) / scale).min())
-    report.check("as on the CPU", least >= _LEAST_COSINE, f"least cosine {least:.6f} over {len(texts)} texts")
+    report.check("as in float32", least >= _LEAST_COSINE, f"least cosine {least:.6f} over {len(texts)} texts")
 
 
 def _benchmark(report: Report, embedder: Embedder) -> None:

@@ -207,7 +207,8 @@ def _log_report(context: dg.AssetExecutionContext, what: str, report: RunReport,
     context.log.info(
         f"{what}: {live.count:,} rows in the store; {report.new:,} new, {report.changed:,} changed, "
         f"{report.stale:,} stale, {report.unchanged:,} unchanged, {report.deleted:,} deleted; embedded "
-        f"{report.embedded:,} texts in {report.seconds_total:.1f} s ({report.texts_per_s:,.0f} texts/s)"
+        f"{report.embedded:,} texts in {report.seconds_total:.1f} s ({report.texts_per_s:,.0f} texts/s, "
+        f"{report.tokens_per_s:,.0f} tokens/s; {report.engine} {report.precision} on {report.device})"
     )
     if report.note:
         context.log.info(f"{what}: {report.note}")

@@ -289,7 +289,7 @@ class Generation:
 
     def _folder_lock(self, folder: str, partition: str) -> FileLock:
         path = self.root / "locks" / f"{self.name}--{folder}.lock"
-        return FileLock(path, f"partition {partition!r} of {self.name}")
+        return FileLock(path, f"partition {partition!r} of {self.name}" if partition else self.name)
 
     def _holding(self, partition_key: str, run_id: str) -> AbstractContextManager[None]:
         return nullcontext() if partition_key in self._held else self.locked(partition_key, run_id)
