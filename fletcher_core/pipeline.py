@@ -42,8 +42,8 @@ _FEW_ROWS = 64
 _WINDOW_BYTES = 32 * 2**20
 # Some full segments: what the sender falls behind by.
 _RECENT_BYTES = 3 * _SEGMENT_BYTES
-# Equal parts of a run of which the report says how busy each stage was.
-SLICES = 60
+# Equal parts of a run of which the report says how busy each stage was: so many bars fit the page of an asset.
+SLICES = 28
 # In the order in which a row meets them.
 _STAGES = tuple(stage.name for stage in fields(StageSeconds))
 

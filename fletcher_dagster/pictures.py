@@ -28,8 +28,8 @@ def stages_markdown(stages: Mapping[str, Sequence[float]], seconds: float) -> st
     """
     if not stages:
         return None
-    rows = [f"| {stage} | `{_bars(shares)}` | {_mean(shares)} |" for stage, shares in stages.items()]
-    return "\n".join([f"| busy | over {seconds:,.1f} s, delivery included | mean |", "|---|---|---|", *rows])
+    rows = [f"| {stage} | {_mean(shares)} | `{_bars(shares)}` |" for stage, shares in stages.items()]
+    return "\n".join([f"| busy | mean | over {seconds:,.1f} s, delivery included |", "|---|---|---|", *rows])
 
 
 def _mean(shares: Sequence[float]) -> str:

@@ -57,10 +57,10 @@ def test_a_busy_stage_shows_where_and_as_much_as_it_was_busy() -> None:
     table = stages_markdown({"diff": (1.0, 0.0, 0.0, 0.0), "compute": (0.0, 0.5, 1.0, 0.0)}, 8.0)
     assert table is not None
     assert table.splitlines() == [
-        "| busy | over 8.0 s, delivery included | mean |",
+        "| busy | mean | over 8.0 s, delivery included |",
         "|---|---|---|",
-        "| diff | `█▁▁▁` | 25% |",
-        "| compute | `▁▅█▁` | 38% |",
+        "| diff | 25% | `█▁▁▁` |",
+        "| compute | 38% | `▁▅█▁` |",
     ]
 
 
