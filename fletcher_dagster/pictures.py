@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 WIDTH, HEIGHT = 440, 150  # the metadata table gives an image no more on a window of common width
 LEFT, RIGHT, TOP, BOTTOM = 64, 14, 30, 28
+STEPS = 60
 
 
 def throughput_markdown(samples: Sequence[tuple[float, float]], begin: float = 0.0) -> str | None:
@@ -44,8 +45,10 @@ def _bars(shares: Sequence[float]) -> str:
 def throughput_svg(samples: Sequence[tuple[float, float]], begin: float = 0.0) -> str:
     """An SVG of texts/s over the seconds of a run: filled steps, two axes, the peak and the length written on them.
 
-    A sample's rate holds from the sample before it (the first one's from `begin`) up to its own time.
+    A sample's rate holds from the sample before it (the first one's from `begin`) up to its own time. Of a long run
+    neighbours are joined: what the page does not show need not be stored with every run.
     """
+    samples = _joined(samples, begin)
     seconds = max(samples[-1][0], 1e-9)
     peak = max(max(rate for _, rate in samples), 1e-9)
     floor, right = HEIGHT - BOTTOM, WIDTH - RIGHT
@@ -71,3 +74,17 @@ def throughput_svg(samples: Sequence[tuple[float, float]], begin: float = 0.0) -
         f'<text x="{right}" y="{HEIGHT - 9}" text-anchor="end">{seconds:,.1f} s</text>'
         "</svg>"
     )
+
+
+def _joined(samples: Sequence[tuple[float, float]], begin: float) -> list[tuple[float, float]]:
+    """At most `STEPS` samples, with the mean rate over the time of those that each stands for."""
+    size = -(-len(samples) // STEPS)
+    joined: list[tuple[float, float]] = []
+    for first in range(0, len(samples), size):
+        part = samples[first : first + size]
+        since = samples[first - 1][0] if first else begin
+        starts = [since, *(at for at, _ in part[:-1])]
+        texts = sum(rate * (at - start) for start, (at, rate) in zip(starts, part, strict=True))
+        end = part[-1][0]
+        joined.append((end, texts / (end - since) if end > since else part[-1][1]))
+    return joined

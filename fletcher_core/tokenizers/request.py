@@ -26,6 +26,8 @@ def as_column(texts: Any) -> Column:
     """
     if isinstance(texts, str):
         raise InputError("a list of texts is needed, not one str: write [text]")
+    if isinstance(texts, set | frozenset):
+        raise InputError(f"a list of texts is needed, not a {type(texts).__name__}: vectors come back in their order")
     if not isinstance(texts, pa.Array | pa.ChunkedArray) and hasattr(texts, "__arrow_c_stream__"):
         try:
             texts = pa.chunked_array(texts)

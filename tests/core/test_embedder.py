@@ -259,3 +259,9 @@ def test_a_timeout_that_is_no_time_is_refused(minilm: Embedder, timeout: Any) ->
 def test_a_cache_is_a_cache(minilm: Embedder) -> None:
     with pytest.raises(ConfigError, match="cache is 1000; give a VectorCache"):
         minilm.cache = 1000  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("texts", [{"a", "b"}, frozenset("a")])
+def test_what_has_no_order_is_refused(minilm: Embedder, texts: Any) -> None:
+    with pytest.raises(InputError, match=r"a list of texts is needed, not a \w+: vectors come back in their order"):
+        minilm.embed(texts)

@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from fletcher_core.pipeline import SLICES
 from fletcher_core.telemetry import StageSeconds
-from fletcher_dagster.pictures import stages_markdown, throughput_markdown, throughput_svg
+from fletcher_dagster.pictures import STEPS, stages_markdown, throughput_markdown, throughput_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -43,6 +43,14 @@ def test_the_time_before_the_first_text_stays_empty() -> None:
     left = corners(throughput_svg([(10.0, 80.0)]))[0][0]
     (x0, _), (x1, _) = corners(svg)
     assert x0 - left == x1 - x0 > 0
+
+
+def test_a_long_run_keeps_its_shape_in_few_steps() -> None:
+    samples = [(float(at + 1), 100.0 if at < 5000 else 50.0) for at in range(10_000)]
+    line = corners(throughput_svg(samples))
+    assert len(line) <= 2 * STEPS
+    assert line[0][1] == line[len(line) // 4][1] < line[-1][1] == line[-len(line) // 4][1]
+    assert line[-1][0] == corners(throughput_svg(samples[-1:]))[-1][0]
 
 
 def test_a_run_that_embedded_nothing_has_no_picture() -> None:
