@@ -2,7 +2,7 @@
 
     python bench/gpu_ablation.py [--tokens 65536] [--shapes minilm,nomic]
 
-Everything is compiled first, in processes side by side.
+What MLX keeps of its compilations is compiled first, in processes side by side.
 
 Also prints, for each kernel, what it reaches of the measured copy bandwidth with the bytes that it must move, and of
 the measured rate of a large matrix product with the operations that it must do.

@@ -8,7 +8,6 @@ Prints one line a proof with its figures and, last, how many failed.
 
 import multiprocessing
 import os
-import resource
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ from fletcher_kernels import KERNELS
 from fletcher_kernels.build import launch
 from fletcher_kernels.kernel import Dialect, float64, on_device
 from fletcher_kernels.selection import relative_error
+from results import resident_bytes
 
 from fletcher_core.engines.mlx.device import device_name, gpu_dialect
 from fletcher_core.engines.mlx.engine import MlxEngine
@@ -200,13 +200,6 @@ def soak() -> Iterator[Line]:
     yield flat, f"100,000 texts, {tokens / seconds / 1e6:.2f} M tokens/s; MiB active {mib[0]}, cached {mib[1]}"
     yield flat, f"MiB resident on the host {mib[2]}; {len(engine.buckets)} buckets"
     engine.close()
-
-
-def resident_bytes() -> int:
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    except OSError:  # macOS: the peak, in bytes
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def tokens_per_second(engine: MlxEngine, lengths: np.ndarray[Any, Any]) -> float:

@@ -8,7 +8,6 @@ rows. The first fifth warms up; how far the rest rises above its first part is t
 """
 
 import argparse
-import resource
 import tempfile
 import time
 import tracemalloc
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import duckdb
 from gpu_models import write_model
-from results import JSON_OPTION, Row, write_results
+from results import JSON_OPTION, Row, resident_bytes, write_results
 
 from fletcher_core import Embedder
 from fletcher_core.models import resolve_model
@@ -73,13 +72,6 @@ def table(path: Path, rows: int) -> DuckDBTable:
             f", 3), 1, 10 + (hash(i) % 70)::INT) AS text FROM range({rows}) AS numbers(i)"
         )
     return DuckDBTable(path, "texts")
-
-
-def resident_bytes() -> int:
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    except OSError:  # macOS: the peak, in bytes
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ a row is not there.
 import json
 import os
 import platform
+import resource
 import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -72,6 +73,14 @@ def cpu_model() -> str:
 def cores() -> int:
     """Those that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def resident_bytes() -> int:
+    """What this process holds of the machine's memory."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:  # macOS: the peak, in bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def commit() -> str:

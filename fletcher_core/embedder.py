@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from fletcher_core.batching import WINDOW
 from fletcher_core.cache import TextKeys, VectorCache
-from fletcher_core.embed_call import EmbedCall, KeyedCache
+from fletcher_core.embed_call import EmbedCall, KeyedCache, Vectors
 from fletcher_core.engines import Engine, EngineChoice, Precision, load_engine
 from fletcher_core.errors import ConfigError, EngineError, InputError
 from fletcher_core.guard import sound_vectors
@@ -31,7 +31,6 @@ from fletcher_core.tokenizers.request import Column, as_column, check_prompt, ch
 from fletcher_core.tokenizers.tokenizer import Texts
 from fletcher_core.tokens import Int32, Int64, TokenBatch
 
-Vectors = npt.NDArray[np.float32]
 Payload = TypeVar("Payload")
 
 
@@ -464,8 +463,7 @@ class _Window(Generic[Payload]):
         self.returned = 0
 
     def batches(self) -> Iterator[TokenBatch]:
-        sequences = self.texts.sequences
-        return (sequences if len(sequences) == 1 else sequences.take(rows) for rows in self.plan)
+        return (self.texts.sequences.take(rows) for rows in self.plan)
 
     @property
     def done(self) -> bool:

@@ -319,8 +319,17 @@ class _Run:
 
     def _windows(self) -> Iterator[tuple[Window, pa.ChunkedArray]]:
         """Windows of the snapshot with the texts to embed, each text once."""
-        file = pq.ParquetFile(self.changes.changes_path)
         started = time.perf_counter()
+        for rows in self._snapshot():
+            window = open_window(pa.Table.from_batches([rows]))
+            texts = window.rows["text"].take(pa.array(window.unique))
+            self.clock.busy("read", started, time.perf_counter())
+            yield window, texts
+            started = time.perf_counter()
+
+    def _snapshot(self) -> Iterator[pa.RecordBatch]:
+        """The snapshot in pieces, each few enough rows for a window."""
+        file = pq.ParquetFile(self.changes.changes_path)
         # An iterator of its own for each: what pyarrow read of a row group it keeps until its iterator ends.
         for group in range(file.num_row_groups):
             size = file.metadata.row_group(group)
@@ -328,18 +337,17 @@ class _Run:
             for batch in file.iter_batches(min(WINDOW, self._segment_rows(), of_bytes), row_groups=[group]):
                 first = 0
                 while first < batch.num_rows:
-                    window = open_window(pa.Table.from_batches([batch.slice(first, self._timely_rows())]))
-                    first += window.rows.num_rows
-                    texts = window.rows["text"].take(pa.array(window.unique))
-                    self.clock.busy("read", started, time.perf_counter())
-                    yield window, texts
-                    started = time.perf_counter()
+                    piece = batch.slice(first, self._timely_rows())
+                    first += piece.num_rows
+                    yield piece
 
     def _timely_rows(self) -> int:
         """Rows of a window that is through within a part of `commit_seconds`, as fast as the run is."""
-        since = self.clock.elapsed - self.clock.seconds("diff")
-        rate = self.batched / since if self.batched else 0.0
-        return max(_FEW_ROWS, min(WINDOW, int(rate * self.settings.commit_seconds / 4)))
+        return max(_FEW_ROWS, min(WINDOW, int(self._rate() * self.settings.commit_seconds / 4)))
+
+    def _rate(self) -> float:
+        """Texts a second through the engine so far."""
+        return self.batched / max(self.clock.elapsed - self.clock.seconds("diff"), 1e-9)
 
     def _finish(self, window: Window, result: EmbeddedTexts) -> pa.Table:
         """A window that came back from the engine -> rows for the store; what is refused goes to the quarantine."""
@@ -365,10 +373,10 @@ class _Run:
         self.batched += sequences
         if self.progress is None:
             return
-        seconds = self.clock.elapsed
-        rate = self.batched / max(seconds - self.clock.seconds("diff"), 1e-9)
         done = min(self.batched + self.cache_hits, self._to_write)
-        self.progress(Progress(embedded=done, total=self._to_write, texts_per_s=rate, seconds=seconds))
+        self.progress(
+            Progress(embedded=done, total=self._to_write, texts_per_s=self._rate(), seconds=self.clock.elapsed)
+        )
 
     def _commit(self, rows: pa.Table) -> None:
         if not rows.num_rows:

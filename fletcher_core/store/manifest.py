@@ -20,6 +20,7 @@ STATES: tuple[State, ...] = ("pending", "sending", "sent", "applied", "searchabl
 DELIVERED: tuple[State, ...] = ("applied", "searchable")  # read back from the target
 SEQUENCE_LIMIT = 1 << 32  # Longbow keeps ids modulo 2^32
 
+MANIFEST_FILE = "manifest.sqlite"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS counter (next_sequence INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS generations (
@@ -71,7 +72,7 @@ class Manifest:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._database = Database(root / "manifest.sqlite", _SCHEMA)
+        self._database = Database(root / MANIFEST_FILE, _SCHEMA)
 
     def close(self) -> None:
         """Closes the database; the object cannot be used any more."""

@@ -18,7 +18,7 @@ from fletcher_core.store.durable import TEMPORARY_SUFFIX, make_directory
 from fletcher_core.store.generation import Generation
 from fletcher_core.store.identity import FILE_NAME, Identity, read_identity
 from fletcher_core.store.locks import store_lock
-from fletcher_core.store.manifest import Manifest
+from fletcher_core.store.manifest import MANIFEST_FILE, Manifest
 from fletcher_core.store.quarantine import Quarantine
 from fletcher_core.store.recovery import rebuild
 from fletcher_core.store.schema import VectorType, folder_name
@@ -60,7 +60,7 @@ class VectorStore:
     def exists(root: str | os.PathLike[str]) -> bool:
         """Whether `open` would find a store there rather than make one."""
         path = Path(root)
-        return (path / "manifest.sqlite").is_file() or any(path.glob(f"*/{FILE_NAME}"))
+        return (path / MANIFEST_FILE).is_file() or any(path.glob(f"*/{FILE_NAME}"))
 
     def generation(
         self, card: ModelCard, metadata_schema: pa.Schema, vector_type: VectorType = "float32"
