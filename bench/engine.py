@@ -103,7 +103,7 @@ def compared(best: dict[str, float], texts: int, flops: int, peak: float, kind: 
 
 def run_engine(embedder: Embedder, sequences: TokenBatch) -> np.ndarray:
     engine = embedder.engine
-    plan = engine.plan(sequences.lengths)
+    plan = engine.batching.plan(sequences.lengths)
     vectors = np.empty((len(sequences), engine.dimension), np.float32)
     for rows, result in zip(plan, engine.run(sequences.take(rows) for rows in plan), strict=True):
         vectors[rows] = result

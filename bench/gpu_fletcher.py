@@ -26,7 +26,7 @@ def embedder(job: Job) -> Embedder:
 
 
 def plan(engine: object, lengths: np.ndarray) -> list[np.ndarray]:
-    return engine.plan(lengths)
+    return engine.batching.plan(lengths)
 
 
 def ready(engine: object, tokens: TokenBatch) -> tuple[list[np.ndarray], list[TokenBatch]]:

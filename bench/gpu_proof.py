@@ -159,7 +159,7 @@ def quick_stop() -> Iterator[Line]:
     """How long after a request to stop the engine is idle again, on the slowest model."""
     engine = random_engine(NOMIC)
     lengths = np.full(20000, 512)
-    rows = engine.plan(lengths)
+    rows = engine.batching.plan(lengths)
     batches = (TokenBatch(np.full(int(lengths[part].sum()), 7, np.int32), cumulative(lengths[part])) for part in rows)
     waits = []
     for seconds in (0.05, 0.21, 0.4, 0.63, 0.9):
@@ -187,7 +187,7 @@ def soak() -> Iterator[Line]:
         lengths = random.integers(1, 513, 10_000)
         ids = random.integers(5, 30000, int(lengths.sum())).astype(np.int32)
         texts = TokenBatch(ids, cumulative(lengths))
-        for vectors in engine.run(texts.take(rows) for rows in engine.plan(lengths)):
+        for vectors in engine.run(texts.take(rows) for rows in engine.batching.plan(lengths)):
             assert np.isfinite(vectors).all()
         tokens += len(ids)
         seconds += time.perf_counter() - started
@@ -206,7 +206,7 @@ def tokens_per_second(engine: MlxEngine, lengths: np.ndarray[Any, Any]) -> float
     many = np.tile(lengths, 40)
     ids = np.random.default_rng(1).integers(5, 30000, int(many.sum())).astype(np.int32)
     texts = TokenBatch(ids, cumulative(many))
-    batches = [texts.take(rows) for rows in engine.plan(many)]
+    batches = [texts.take(rows) for rows in engine.batching.plan(many)]
     best = float("inf")
     for _ in range(3):
         started = time.perf_counter()

@@ -64,7 +64,7 @@ def speeds(embedders: dict[str, Embedder], texts: list[str], rounds: int) -> lis
 
 
 def run(embedder: Embedder, sequences: TokenBatch) -> None:
-    batches = (sequences.take(rows) for rows in embedder.engine.plan(sequences.lengths))
+    batches = (sequences.take(rows) for rows in embedder.engine.batching.plan(sequences.lengths))
     for _ in embedder.engine.run(batches):
         pass
 

@@ -94,7 +94,7 @@ def change_some(source: DuckDBTable, number: int) -> list[str]:
 
 def engine_seconds(embedder: Embedder, texts: list[str]) -> float:
     sequences = embedder.encoder.encode(texts).sequences
-    plan = embedder.engine.plan(sequences.lengths)
+    plan = embedder.engine.batching.plan(sequences.lengths)
     start = time.perf_counter()
     for _ in embedder.engine.run(sequences.take(rows) for rows in plan):
         pass

@@ -6,10 +6,13 @@ not rows, so every batch costs about the same time and memory.
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from fletcher_core.token_budget import round_up
 from fletcher_core.tokens import Int64, cumulative
 
 # Texts tokenized and sorted together. Large enough that sorting leaves little padding, small enough that the engine
@@ -17,6 +20,45 @@ from fletcher_core.tokens import Int64, cumulative
 WINDOW = 2048
 # A batch with this share of its bucket in use is not worth splitting: each dispatch has a cost of its own.
 _NEARLY_FULL = 0.75
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How one engine wants sequences put together; a value that can be sent to another process.
+
+    Args:
+        layout: "padded" computes a rectangle as wide as the longest sequence; "packed" computes the tokens there are;
+            "bucketed" computes tokens rounded up to one of `buckets`.
+        token_budget: the most tokens of a batch, with what fills it up; a longer sequence gets a batch of its own.
+        multiple: of "padded", what a width is rounded up to, in tokens.
+        buckets: of "bucketed", sizes in tokens, ascending.
+    """
+
+    layout: Literal["padded", "packed", "bucketed"]
+    token_budget: int
+    multiple: int = 1
+    buckets: tuple[int, ...] = ()
+
+    def plan(self, lengths: npt.NDArray[np.integer]) -> list[Int64]:
+        """Which sequences run together, and in which order.
+
+        Args:
+            lengths: tokens of each sequence, [n], none 0.
+
+        Returns:
+            Index arrays, int64, that cover each sequence exactly once.
+        """
+        if self.layout == "bucketed":
+            return plan_buckets(lengths, self.token_budget, self.buckets)
+        return plan_batches(lengths, self.token_budget, self.multiple)
+
+    def computed_tokens(self, lengths: npt.NDArray[np.integer]) -> int:
+        """Tokens that are computed for one batch of sequences of these `lengths`, with what fills it up."""
+        if self.layout == "bucketed":
+            return round_up(int(lengths.sum()), self.buckets)
+        if self.layout == "packed":
+            return int(lengths.sum())
+        return len(lengths) * -(-int(lengths.max()) // self.multiple) * self.multiple
 
 
 def plan_batches(lengths: npt.NDArray[np.integer], token_budget: int, multiple: int = 1) -> list[Int64]:

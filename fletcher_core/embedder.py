@@ -6,10 +6,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,35 +17,24 @@ import pyarrow as pa
 from fletcher_core.batching import WINDOW
 from fletcher_core.cache import TextKeys, VectorCache
 from fletcher_core.embed_call import EmbedCall, KeyedCache, Vectors
-from fletcher_core.engines import Engine, EngineChoice, Precision, load_engine
+from fletcher_core.engines import Engine, EngineChoice, EngineSpec, Isolation, Precision, second_opinion, start_engine
+from fletcher_core.engines.bisection import run_around_failures
+from fletcher_core.engines.failover import FailoverEngine
+from fletcher_core.engines.isolated import IsolatedEngine
 from fletcher_core.errors import ConfigError, EngineError, InputError
-from fletcher_core.guard import sound_vectors
-from fletcher_core.models import ModelCard, ModelPackage, load_weights, resolve_model
+from fletcher_core.guard import Guard, sound_vectors
+from fletcher_core.models import ModelCard, ModelPackage, resolve_model
 from fletcher_core.prefetch import prefetch
 from fletcher_core.stop import NEVER, Stop
 from fletcher_core.telemetry.stages import Busy, unwatched
-from fletcher_core.tokenizers import EncodedTexts, InvalidText, TextEncoder, load_tokenizer
+from fletcher_core.text_window import EmbeddedTexts, TextWindow
+from fletcher_core.tokenizers import TextEncoder, load_tokenizer
 from fletcher_core.tokenizers.encode import LongText
 from fletcher_core.tokenizers.request import Column, as_column, check_prompt, check_seconds, check_whole
 from fletcher_core.tokenizers.tokenizer import Texts
-from fletcher_core.tokens import Int32, Int64, TokenBatch
+from fletcher_core.tokens import Int64, TokenBatch
 
 Payload = TypeVar("Payload")
-
-
-@dataclass(frozen=True)
-class EmbeddedTexts:
-    """Vectors of `n` texts: `vectors` float32 [n, dim]; `token_counts` int32 [n] before any cut; `cut` and `sound` bool
-    [n] (too long for the model; finite and of unit norm); `invalid` the texts that are no valid Unicode and never
-    reached the engine; `computed_tokens` and `padded_tokens` what the engine ran."""
-
-    vectors: Vectors
-    token_counts: Int32
-    cut: npt.NDArray[np.bool_]
-    sound: npt.NDArray[np.bool_]
-    invalid: tuple[InvalidText, ...]
-    computed_tokens: int
-    padded_tokens: int
 
 
 class Embedder:
@@ -65,6 +53,7 @@ class Embedder:
         card: ModelCard,
         normalize: bool,
         cache: VectorCache | None = None,
+        second_engine: Callable[[], Engine] | None = None,
     ):
         self.package = package
         self.engine = engine
@@ -72,6 +61,8 @@ class Embedder:
         self.card = card
         self.normalize = normalize
         self._query_encoder = query_encoder
+        self._guard = Guard(normalize, engine, second_engine)
+        self._known_good = encoder.encode(["known good"]).sequences
         self._turn = threading.Lock()
         # Finding equal texts costs some 0.2 us a text: nothing beside a CPU's inference, 7-9 % of a GPU's with a
         # small model.
@@ -94,6 +85,7 @@ class Embedder:
         chunk_overlap: int = 32,
         threads: int | None = None,
         batch_invariant: bool = False,
+        isolation: Isolation = "auto",
         cache: VectorCache | None = None,
     ) -> "Embedder":
         """Load a model.
@@ -101,7 +93,7 @@ class Embedder:
         Args:
             model: a folder, the name of an installed model package, or a Hugging Face id `owner/model`.
             engine: "auto" runs on the GPU where MLX finds one and on the CPU elsewhere, and in int8 always there;
-                "mlx", "native" and "openvino" insist.
+                "mlx", "cpu", "native" and "openvino" insist.
             precision: "auto" computes in float16 on a GPU (bfloat16 for a model that overflows in it), and in bfloat16
                 on a CPU that has it; "fp32", "bf16" and "fp16" (GPU only) insist. "int8" (CPU, through OpenVINO) rounds
                 weights and activations of the large products to 8 bits: quicker than floats where the processor has
@@ -119,6 +111,8 @@ class Embedder:
             threads: CPU threads; None takes all cores.
             batch_invariant: on a GPU, give a text the same vector to the last bit in whatever batch it runs, at the
                 cost of computing partly filled batches in full. The CPU engine always does.
+            isolation: "process" runs the engine in a process of its own, watched, with another engine that takes over
+                when it fails, hangs or dies; "none" runs it in this one; "auto" isolates a GPU's engine.
             cache: keeps vectors of texts and queries; those that it has are neither tokenized nor computed again.
 
         Raises:
@@ -148,16 +142,17 @@ class Embedder:
         tokenizer = load_tokenizer(package.folder)
         encoder = TextEncoder(tokenizer, max_length, long_text, chunk_overlap, document)
         query = TextEncoder(tokenizer, max_length, "truncate", 0, package.prompt_text(query_prompt, "query"))
-        loaded = load_engine(
-            engine,
-            package,
-            load_weights(package.folder, package.architecture),
+        spec = EngineSpec(
+            folder=str(folder.resolve()),
+            name=package.name,
+            choice=engine,
+            precision=precision,
             normalize=normalize,
             dimension=dimension,
-            precision=precision,
             threads=threads,
             batch_invariant=batch_invariant,
         )
+        loaded = start_engine(spec, isolation)
         identity = {
             "model": package.weights_digest(),
             "pooling": package.pooling,
@@ -171,7 +166,19 @@ class Embedder:
         if loaded.precision == "int8":  # the floats agree so well that stores may mix them
             identity["precision"] = "int8"
         fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        return cls(package, loaded, encoder, query, ModelCard(package.name, fingerprint, dimension), normalize, cache)
+        card = ModelCard(package.name, fingerprint, dimension)
+        return cls(package, loaded, encoder, query, card, normalize, cache, second_opinion(spec, loaded))
+
+    @property
+    def verdict(self) -> str:
+        """Completes the sentence "the vector ..." for one that is not sound in the end."""
+        return self._guard.verdict
+
+    def close(self) -> None:
+        """End what the engines run in processes of their own; the embedder cannot be used after that."""
+        for engine in (self.engine, self._guard.second):
+            if isinstance(engine, FailoverEngine | IsolatedEngine):
+                engine.close()
 
     @property
     def dimension(self) -> int:
@@ -264,9 +271,12 @@ class Embedder:
         encoded = self._query_encoder.encode([text])
         if encoded.invalid:
             raise InputError(f"the query {encoded.invalid[0].reason}")
+        vectors = np.empty((1, self.dimension), np.float32)
         with self._turn:
-            (vectors,) = self.engine.run([encoded.sequences])
-        return vectors[0].copy()  # not a view of the device's own memory
+            (vectors[:],) = self.engine.run([encoded.sequences])
+            if not sound_vectors(vectors, self.normalize)[0]:
+                self._guard.retry(encoded.sequences, vectors, np.zeros(1, np.int64))
+        return vectors[0]
 
     def embed_arrow(self, texts: "pa.Array | pa.ChunkedArray", *, dataset: str = "") -> pa.FixedSizeListArray:
         """Vectors of an Arrow array of strings or of UTF-8 bytes, chunked or not; a null text has a null vector.
@@ -303,6 +313,7 @@ class Embedder:
         so that it is the same one whichever texts a cache had."""
         kinds = {
             "invalid": [text.row for text in result.invalid[:1]],
+            "failed": sorted(result.failed)[:1],
             "long": np.flatnonzero(result.cut)[:1].tolist() if self.encoder.long_text == "error" else [],
             "unsound": np.flatnonzero(~result.sound & ~missing[rows])[:1].tolist(),
         }
@@ -313,12 +324,14 @@ class Embedder:
         kind, row = list(kinds)[order], int(rows[at])
         if kind == "invalid":
             raise InputError(f"text {row} {result.invalid[0].reason}")
+        if kind == "failed":
+            raise EngineError(f"text {row} cannot be computed: {result.failed[at]}")
         if kind == "long":
             raise InputError(
                 f"text {row} has {result.token_counts[at]} tokens and the limit is "
                 f"{self.encoder.max_length}: shorten it, or set long_text to 'truncate' or 'chunk'"
             )
-        raise EngineError(f"the vector of text {row} is not finite or has no length; try precision='fp32'")
+        raise EngineError(f"the vector of text {row} {self.verdict}")
 
     def embed_batches(
         self,
@@ -371,29 +384,30 @@ class Embedder:
         """Embed windows of texts one after another without letting the engine wait between them.
 
         `windows` is drawn from and tokenized on a thread of its own, `ahead` windows in advance; with 0 it happens on
-        this thread. Yields each window's payload with its result, in order. Texts that were cut or are invalid and
-        vectors that are unsound are flagged, not raised; a text without tokens has a vector of NaN. `on_batch` is
+        this thread. Yields each window's payload with its result, in order. Texts that were cut or are invalid, texts
+        that the engine failed on, and vectors that are unsound also in float32 on another engine are flagged, not
+        raised; a text without tokens has a vector of NaN. `on_batch` is
         called on this thread with the number of sequences (texts or chunks of them) of each batch that is through.
         `place` may give the float32 [n, dim] array for a window's vectors, which `EmbeddedTexts.vectors` then is.
         `busy` is told when "tokenize", "compute" and "guard" were at work, from the thread that was.
 
         Raises:
             InputError: a text is no str, or the array is not of strings.
-            EngineError: the device failed.
+            EngineError: the device failed, whatever the text.
             RunCancelled, DeadlineExceeded: `stop` says so; noticed between two pieces of the device's work, and while
                 waiting for another caller's turn to end.
         """
-        open_windows: deque[_Window[Payload]] = deque()
+        open_windows: deque[tuple[Payload, TextWindow]] = deque()
         waited = 0.0
 
-        def encode() -> Generator[_Window[Payload]]:
+        def encode() -> Generator[tuple[Payload, TextWindow]]:
             for payload, texts in windows:
                 started = time.perf_counter()
                 encoded = self.encoder.encode(texts)
                 target = place(payload) if place is not None else None
-                window = _Window(payload, encoded, self, target)
+                window = TextWindow(encoded, self.engine.batching, self.dimension, target)
                 busy("tokenize", started, time.perf_counter())
-                yield window
+                yield payload, window
 
         def batches() -> Generator[TokenBatch]:
             nonlocal waited
@@ -401,12 +415,12 @@ class Embedder:
             try:
                 while True:
                     started = time.perf_counter()
-                    window = next(encoded, None)
+                    opened = next(encoded, None)
                     waited += time.perf_counter() - started
-                    if window is None:
+                    if opened is None:
                         return
-                    open_windows.append(window)
-                    for batch in window.batches():
+                    open_windows.append(opened)
+                    for batch in opened[1].batches():
                         stop.check()
                         yield batch
             finally:
@@ -414,22 +428,23 @@ class Embedder:
 
         def guarded() -> tuple[Payload, EmbeddedTexts]:
             started = time.perf_counter()
-            finished = open_windows.popleft().finish()
+            payload, window = open_windows.popleft()
+            finished = window.finish(self._guard, stop)
             busy("guard", started, time.perf_counter())
-            return finished
+            return payload, finished
 
         with stop.holding(self._turn):
             source = batches()
             try:
                 started = time.perf_counter()
-                for vectors in self.engine.run(source, stop):
+                for computed in run_around_failures(self.engine, source, self._known_good, stop):
                     busy("compute", started + waited, time.perf_counter())
                     waited = 0.0
-                    while open_windows[0].done:
+                    while open_windows[0][1].done:
                         yield guarded()
-                    open_windows[0].accept(vectors)
+                    open_windows[0][1].accept(computed)
                     if on_batch is not None:
-                        on_batch(len(vectors))
+                        on_batch(len(computed.vectors))
                     started = time.perf_counter()
                 while open_windows:
                     yield guarded()
@@ -437,75 +452,7 @@ class Embedder:
                 source.close()
 
 
-class _Window(Generic[Payload]):
-    """A window on its way through the engine: its batches go out in order and their vectors come back in order."""
-
-    def __init__(
-        self,
-        payload: Payload,
-        texts: EncodedTexts,
-        embedder: Embedder,
-        target: Vectors | None,
-    ):
-        self.payload = payload
-        self.texts = texts
-        self.embedder = embedder
-        engine = embedder.engine
-        lengths = texts.sequences.lengths
-        some = np.flatnonzero(lengths)  # null and invalid texts have no tokens, and the engine takes no empty ones
-        self.plan = [some[rows] for rows in engine.plan(lengths[some])]
-        self.padded_tokens = sum(engine.computed_tokens(lengths[rows]) for rows in self.plan)
-        if target is None or len(target) != len(lengths):  # chunks have vectors of their own, before they are joined
-            target = np.empty((len(lengths), embedder.dimension), dtype=np.float32)
-        if len(some) < len(lengths):
-            target[lengths == 0] = np.nan
-        self.vectors = target
-        self.returned = 0
-
-    def batches(self) -> Iterator[TokenBatch]:
-        return (self.texts.sequences.take(rows) for rows in self.plan)
-
-    @property
-    def done(self) -> bool:
-        return self.returned == len(self.plan)
-
-    def accept(self, vectors: Vectors) -> None:
-        self.vectors[self.plan[self.returned]] = vectors
-        self.returned += 1
-
-    def finish(self) -> tuple[Payload, EmbeddedTexts]:
-        normalized = self.embedder.normalize
-        vectors = _pool_chunks(self.vectors, self.texts, normalized)
-        return self.payload, EmbeddedTexts(
-            vectors=vectors,
-            token_counts=self.texts.token_counts,
-            cut=self.texts.cut,
-            sound=sound_vectors(vectors, normalized),
-            invalid=self.texts.invalid,
-            computed_tokens=len(self.texts.sequences.ids),
-            padded_tokens=self.padded_tokens,
-        )
-
-
 def vector_array(vectors: Vectors, missing: npt.NDArray[np.bool_] | None = None) -> pa.FixedSizeListArray:
     """float32 [n, dim] -> FixedSizeList<float32>[dim] without a copy; rows of bool [n] `missing` are null."""
     mask = pa.array(missing) if missing is not None and missing.any() else None
     return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1], mask=mask)
-
-
-def _pool_chunks(vectors: Vectors, texts: EncodedTexts, normalized: bool) -> Vectors:
-    """Sequence vectors [m, dim] -> text vectors [n, dim]: the mean over a text's chunks, weighted by their tokens."""
-    count = len(texts.token_counts)
-    if len(vectors) == count:
-        return vectors
-    weights = texts.sequences.lengths.astype(np.float32)[:, None]
-    starts = np.searchsorted(texts.text_of, np.arange(count))
-    with np.errstate(invalid="ignore"):  # a text without tokens
-        mean = np.add.reduceat(vectors * weights, starts, axis=0) / np.add.reduceat(weights, starts, axis=0)
-    pooled: Vectors = mean.astype(np.float32, copy=False)
-    if normalized:
-        pooled /= np.linalg.norm(pooled, axis=1, keepdims=True).astype(np.float32)
-    # A text of one chunk keeps its vector to the last bit.
-    single = np.bincount(texts.text_of, minlength=count) == 1
-    pooled[single] = vectors[starts[single]]
-    return pooled

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from fletcher_core.batching import WINDOW
 from fletcher_core.changes import Changes, detect_changes
-from fletcher_core.embedder import EmbeddedTexts, Embedder
+from fletcher_core.embedder import Embedder
 from fletcher_core.errors import ConfigError, RunCancelled, StoreLockedError
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.longbow.sender import Sender, SenderSettings
@@ -29,6 +29,7 @@ from fletcher_core.store import Generation, VectorStore
 from fletcher_core.store.recent import RecentSegments
 from fletcher_core.store.schema import VectorType
 from fletcher_core.telemetry import DeliveryCounts, Progress, RunReport, StageClock, StageSeconds
+from fletcher_core.text_window import EmbeddedTexts
 from fletcher_core.window import Window, delete_rows, finish_window, open_window
 
 _LOG = logging.getLogger(__name__)

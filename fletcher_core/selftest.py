@@ -248,7 +248,7 @@ def _benchmark(report: Report, embedder: Embedder) -> None:
     count = 4096
     ids = np.random.default_rng(0).integers(0, embedder.package.architecture.vocab_size, count * length)
     texts = TokenBatch(ids.astype(np.int32), cumulative(np.full(count, length)))
-    batches = [texts.take(rows) for rows in engine.plan(texts.lengths)]
+    batches = [texts.take(rows) for rows in engine.batching.plan(texts.lengths)]
     for _ in engine.run(batches[:2]):
         pass
     tokens, started, seconds = 0, time.perf_counter(), math.inf

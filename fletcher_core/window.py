@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from fletcher_core.embedder import EmbeddedTexts, Embedder, vector_array
+from fletcher_core.embedder import Embedder, vector_array
 from fletcher_core.store.schema import DELETE, STORE_FIELDS, UPSERT
+from fletcher_core.text_window import EmbeddedTexts
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,9 @@ def delete_rows(outdated: pa.Table, schema: pa.Schema) -> pa.Table:
 def _refusals(result: EmbeddedTexts, embedder: Embedder) -> npt.NDArray[np.object_]:
     """For each text '' or why its vector must not be used, as 'reason: message'."""
     refused = np.full(len(result.sound), "", dtype=object)
-    refused[~result.sound] = "invalid_vector: the model gave a vector that is not finite or has no length"
+    refused[~result.sound] = f"invalid_vector: the vector {embedder.verdict}"
+    for at, said in result.failed.items():
+        refused[at] = f"engine_failed: the text cannot be computed: {said}"
     for text in result.invalid:
         refused[text.row] = f"invalid_text: the text {text.reason}"
     if embedder.encoder.long_text == "error":

@@ -10,7 +10,7 @@ from fletcher_core.models import ModelPackage, Weights
 
 _LOG = logging.getLogger(__name__)
 
-EngineChoice = Literal["auto", "mlx", "native", "openvino"]
+EngineChoice = Literal["auto", "mlx", "cpu", "native", "openvino"]
 
 
 def has_gpu() -> bool:
@@ -37,8 +37,8 @@ def load_engine(
     """The engine `choice`, with `package` loaded on its device.
 
     Args:
-        choice: "auto" takes a GPU where there is one and it runs the model, else the faster of the CPU engines; for
-            "int8" it takes OpenVINO, which alone has it.
+        choice: "auto" takes a GPU where there is one and it runs the model, else as "cpu": the faster of the CPU
+            engines, for "int8" OpenVINO, which alone has it.
         threads: of the CPU engines.
         batch_invariant: of the GPU engine; the CPU engines always are.
         settings: `normalize`, `dimension` and `precision`, as all engines take them.
@@ -70,7 +70,8 @@ def load_engine(
             if choice == "mlx":
                 raise
             _LOG.warning("the GPU engine does not start, the CPU engine takes over: %s", error)
-    if choice == "native" or (choice == "auto" and _native_is_faster(package, settings.get("precision", "auto"))):
+    free = choice in ("auto", "cpu")
+    if choice == "native" or (free and _native_is_faster(package, settings.get("precision", "auto"))):
         return _native(package, weights, threads=threads, **settings)
     from fletcher_core.engines.openvino import OpenVinoEngine
 

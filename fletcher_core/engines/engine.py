@@ -6,8 +6,9 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fletcher_core.batching import Batching
 from fletcher_core.stop import NEVER, Stop
-from fletcher_core.tokens import Int64, TokenBatch
+from fletcher_core.tokens import TokenBatch
 
 # "int8" is never chosen by itself: its vectors are others than those of the floats, which agree to some 0.9999.
 Precision = Literal["auto", "bf16", "fp16", "fp32", "int8"]
@@ -16,27 +17,19 @@ Precision = Literal["auto", "bf16", "fp16", "fp32", "int8"]
 class Engine(Protocol):
     """One model on one device.
 
-    `name` and `device` are for people; `precision` is what the device computes in; `dimension` is the vectors' length.
+    `name` and `device` are for people; `precision` is what the device computes in; `dimension` is the vectors' length;
+    `ahead` is how many batches `run` draws before it yields the vectors of the first.
     """
 
     name: str
     device: str
     precision: str
     dimension: int
+    ahead: int
 
-    def plan(self, lengths: npt.NDArray[np.integer]) -> list[Int64]:
-        """Which sequences run together on this device, and in which order.
-
-        Args:
-            lengths: tokens of each sequence, [n], none 0.
-
-        Returns:
-            Index arrays, int64, that cover each sequence exactly once.
-        """
-        ...
-
-    def computed_tokens(self, lengths: npt.NDArray[np.integer]) -> int:
-        """Tokens that the device computes for one batch of sequences of these `lengths`, with what fills it up."""
+    @property
+    def batching(self) -> Batching:
+        """How sequences are put together for this device, as of now: an engine may learn."""
         ...
 
     def run(self, batches: Iterable[TokenBatch], stop: Stop = NEVER) -> Iterator[npt.NDArray[np.float32]]:
@@ -46,7 +39,7 @@ class Engine(Protocol):
         early waits for what is in flight and drops it. One caller at a time.
 
         Raises:
-            EngineError: the device failed.
+            EngineError: the device failed; which of the batches in flight it was is not known.
             RunCancelled, DeadlineExceeded: `stop` says so; nothing more is sent to the device.
         """
         ...

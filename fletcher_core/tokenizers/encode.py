@@ -7,7 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fletcher_core.errors import ConfigError
-from fletcher_core.tokenizers.tokenizer import InvalidText, Texts, Tokenizer
+from fletcher_core.tokenizers.bisection import tokenize_around_failures
+from fletcher_core.tokenizers.request import Column, as_column
+from fletcher_core.tokenizers.tokenizer import InvalidText, Texts, TokenizedTexts, Tokenizer
 from fletcher_core.tokens import Int32, Int64, TokenBatch, cumulative
 
 LongText = Literal["truncate", "chunk", "error"]
@@ -81,18 +83,25 @@ class TextEncoder:
         """Tokenize `texts` (n of them): str, or an Arrow array of strings.
 
         Raises:
-            InputError: an item is no str, or the array is of another type. Texts that are not valid Unicode are listed
-                in the result.
+            InputError: an item is no str, or the array is of another type. Texts that are not valid Unicode, and those
+                that the tokenizer fails on, are listed in the result.
         """
         chunked = self.long_text == "chunk"
-        tokenized = self.tokenizer.encode(
-            texts, max_length=None if chunked else self.max_length, prompt=self.prompt, threads=self.threads
-        )
+        column = as_column(texts)  # an iterator could not be read again
+        tokenized = tokenize_around_failures(self._tokenize, column)
         cut = tokenized.token_counts > self.max_length
         sequences, text_of = tokenized.sequences, np.arange(len(tokenized.sequences), dtype=np.int64)
         if chunked and cut.any():
             sequences, text_of = self._chunks(tokenized.sequences, cut)
         return EncodedTexts(sequences, text_of, tokenized.token_counts, cut, tokenized.invalid)
+
+    def _tokenize(self, texts: Column) -> TokenizedTexts:
+        return self.tokenizer.encode(
+            texts,
+            max_length=None if self.long_text == "chunk" else self.max_length,
+            prompt=self.prompt,
+            threads=self.threads,
+        )
 
     def _chunks(self, whole: TokenBatch, cut: npt.NDArray[np.bool_]) -> tuple[TokenBatch, Int64]:
         """Split each sequence that is too long into windows; the others pass as they are."""

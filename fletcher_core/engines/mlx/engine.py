@@ -20,7 +20,7 @@ from fletcher_kernels.attention import TILE_ROWS
 from fletcher_kernels.selection import KERNEL_NAMES, OFF, KernelSet, switched_off
 
 from fletcher_core.admission import Admission
-from fletcher_core.batching import plan_buckets
+from fletcher_core.batching import Batching
 from fletcher_core.engines.engine import Precision
 from fletcher_core.engines.mlx.batch import DeviceBatch, FilledBatch
 from fletcher_core.engines.mlx.device import MlxMemory, device_name, gpu_dialect
@@ -32,7 +32,7 @@ from fletcher_core.errors import ConfigError, EngineError
 from fletcher_core.models import ModelPackage, Weights
 from fletcher_core.stop import NEVER, Stop
 from fletcher_core.token_budget import TokenBudget, round_up, token_buckets
-from fletcher_core.tokens import Int64, TokenBatch, cumulative
+from fletcher_core.tokens import TokenBatch, cumulative
 
 _DTYPES = {"fp16": mx.float16, "bf16": mx.bfloat16, "fp32": mx.float32}
 
@@ -71,6 +71,7 @@ class MlxEngine:
     """
 
     name = "mlx"
+    ahead = 3
 
     def __init__(
         self,
@@ -103,13 +104,10 @@ class MlxEngine:
         """Tokens of a batch, as learned so far."""
         return self.flights.budget
 
-    def plan(self, lengths: npt.NDArray[np.integer]) -> list[Int64]:
-        """See `Engine.plan`: longest first, each batch filled to a bucket as well as its sequences allow."""
-        return plan_buckets(lengths, self.budget.current, self.buckets)
-
-    def computed_tokens(self, lengths: npt.NDArray[np.integer]) -> int:
-        """See `Engine.computed_tokens`."""
-        return round_up(int(lengths.sum()), self.buckets)
+    @property
+    def batching(self) -> Batching:
+        """See `Engine.batching`: longest first, each batch filled to a bucket as well as its sequences allow."""
+        return Batching("bucketed", self.budget.current, buckets=self.buckets)
 
     def run(self, batches: Iterable[TokenBatch], stop: Stop = NEVER) -> Iterator[npt.NDArray[np.float32]]:
         """See `Engine.run`."""
@@ -118,7 +116,7 @@ class MlxEngine:
         try:
             for batch in batches:
                 waiting.append(self._submit(self.flights.launch, self._fill(batch), stop))
-                if len(waiting) > 2:
+                if len(waiting) == self.ahead:
                     yield self._call(self._collect, waiting.popleft())
             while waiting:
                 yield self._call(self._collect, waiting.popleft())

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fletcher_core.batching import plan_batches
+from fletcher_core.batching import Batching
 from fletcher_core.engines.cores import available_cores
 from fletcher_core.errors import EngineError
 from fletcher_core.models import Architecture, ModelPackage, Weights
 from fletcher_core.stop import NEVER, Stop
-from fletcher_core.tokens import Int64, TokenBatch
+from fletcher_core.tokens import TokenBatch
 
 if TYPE_CHECKING:
     from fletcher_core.engines.native._encoder import Encoder
@@ -83,6 +83,7 @@ class NativeEngine:
         self.dimension = dimension
         self._encoder = _load(package, weights, normalize, dimension)
         self._threads = threads or available_cores()
+        self.ahead = self._threads + 2
         self._start()
         _LOADED.add(self)
 
@@ -91,13 +92,10 @@ class NativeEngine:
         self._encoder.start(self._threads)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="fletcher-cpu")
 
-    def plan(self, lengths: npt.NDArray[np.integer]) -> list[Int64]:
-        """See `Engine.plan`: sorted by length, cut by tokens."""
-        return plan_batches(lengths, TOKEN_BUDGET, 1)
-
-    def computed_tokens(self, lengths: npt.NDArray[np.integer]) -> int:
-        """See `Engine.computed_tokens`: no more than there are."""
-        return int(lengths.sum())
+    @property
+    def batching(self) -> Batching:
+        """See `Engine.batching`: sorted by length, cut by tokens, none of them computed for nothing."""
+        return Batching("packed", TOKEN_BUDGET)
 
     def run(self, batches: Iterable[TokenBatch], stop: Stop = NEVER) -> Iterator[Float32]:
         """See `Engine.run`."""

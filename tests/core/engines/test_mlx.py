@@ -167,9 +167,9 @@ def test_a_text_longer_than_the_largest_bucket_runs(golden: Path) -> None:
     engine.flights.budget = TokenBudget(engine.buckets)
     lengths = np.array([3, 130, 5])
     batch = texts_of(lengths.tolist())
-    plan = engine.plan(lengths)
+    plan = engine.batching.plan(lengths)
     assert [rows.tolist() for rows in plan] == [[1], [2, 0]]
-    assert engine.computed_tokens(lengths[plan[0]]) == 160
+    assert engine.batching.computed_tokens(lengths[plan[0]]) == 160
     long, short = engine.run(batch.take(rows) for rows in plan)
     (together,) = engine.run([batch])
     np.testing.assert_allclose(np.concatenate([long, short]), together[[1, 2, 0]], atol=1e-5)
@@ -191,10 +191,10 @@ def test_a_stream_of_any_lengths_sends_only_the_shapes_that_were_warmed_up(
     for window in range(20):
         lengths = np.minimum(random.geometric(random.uniform(0.01, 0.3), random.integers(1, 500)), 256)
         batch = texts_of(lengths.tolist(), window)
-        plan = tiny.plan(lengths)
+        plan = tiny.batching.plan(lengths)
         returned = list(tiny.run(batch.take(rows) for rows in plan))
         assert [len(vectors) for vectors in returned] == [len(rows) for rows in plan]
-        assert [tiny.computed_tokens(lengths[rows]) for rows in plan] == sent[-len(plan) :]
+        assert [tiny.batching.computed_tokens(lengths[rows]) for rows in plan] == sent[-len(plan) :]
         total += len(lengths)
     assert total > 3000
     assert set(sent) <= set(tiny.buckets)
@@ -241,7 +241,7 @@ def test_an_engine_that_cannot_be_had_says_how_to_get_one(monkeypatch: pytest.Mo
     monkeypatch.setattr("fletcher_core.engines.choose.has_gpu", lambda: False)
     with pytest.raises(ConfigError, match=r"'mlx' and MLX finds no GPU here: on NVIDIA install fletcher\[cuda\]"):
         Embedder.load(engine="mlx")
-    with pytest.raises(ConfigError, match="engine is 'cuda'; choose one of auto, mlx, native, openvino"):
+    with pytest.raises(ConfigError, match="engine is 'cuda'; choose one of auto, mlx, cpu, native, openvino"):
         Embedder.load(engine="cuda")  # type: ignore[arg-type]
 
 

@@ -1,0 +1,241 @@
+"""Two engines as one: what the first fails to compute the second does, and the first is taken back once it is well.
+
+In: batches planned for either. Out: their vectors, in order, whichever engine computed them. A batch that the first
+engine refuses is computed by the second at once; when the first is lost (ended, hanging, wrong) or refuses batch after
+batch, it is left alone and started anew in the background, after intervals that grow from failure to failure.
+"""
+
+import logging
+import random
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fletcher_core.batching import Batching
+from fletcher_core.engines.engine import Engine
+from fletcher_core.engines.isolated import EngineLost, IsolatedEngine
+from fletcher_core.engines.unanswered import Unanswered
+from fletcher_core.errors import EngineError, FletcherError
+from fletcher_core.stop import NEVER, Stop
+from fletcher_core.tokens import Int64, TokenBatch
+
+_LOG = logging.getLogger(__name__)
+
+# Refusals in a row, with nothing computed between them, after which the engine itself is under suspicion.
+_REFUSALS = 3
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ProbeIntervals:
+    """Seconds from a failure to the next start of the failed engine: `first`, doubled with each failure up to
+    `longest`, shortened at random by up to a quarter. An engine that was well for as long begins anew."""
+
+    first: float = 5.0
+    longest: float = 600.0
+
+
+@dataclass(frozen=True)
+class EngineHealth:
+    """What became of the first engine so far: how often it `failed` a stream of batches and was `taken_back`; the
+    `batches` that the second computed in its place; whether it is `standing_in` now; why, in `last_failure`."""
+
+    failed: int = 0
+    taken_back: int = 0
+    batches: int = 0
+    standing_in: bool = False
+    last_failure: str = ""
+
+
+class FailoverEngine:
+    """See `Engine`: `name`, `device` and `precision` are the first engine's.
+
+    Args:
+        primary: the engine to use as long as it is well.
+        load_standby: makes the other one, when it is first needed.
+        intervals: of the attempts to take the first one back.
+    """
+
+    def __init__(
+        self,
+        primary: IsolatedEngine,
+        load_standby: Callable[[], Engine],
+        intervals: ProbeIntervals | None = None,
+    ) -> None:
+        self.primary = primary
+        self.health = EngineHealth()
+        self.name = primary.name
+        self.device = primary.device
+        self.precision = primary.precision
+        self.dimension = primary.dimension
+        self.ahead = primary.ahead
+        self._load_standby = load_standby
+        self._standby: Engine | None = None
+        self._intervals = intervals or ProbeIntervals()
+        self._interval = self._intervals.first
+        self._refusals = 0
+        self._distrusted = ""
+        self._well_since = time.monotonic()
+        self._noting = threading.Lock()
+        self._closing = threading.Event()
+        weakref.finalize(self, self._closing.set)
+
+    @property
+    def batching(self) -> Batching:
+        """See `Engine.batching`: of the engine that will compute."""
+        return (self._ready_standby() if self.health.standing_in else self.primary).batching
+
+    def run(self, batches: Iterable[TokenBatch], stop: Stop = NEVER) -> Iterator[Float32]:
+        """See `Engine.run`.
+
+        Raises:
+            EngineError: the second engine failed, too.
+        """
+        source = Unanswered(batches)
+        while True:
+            if self.health.standing_in:
+                done = yield from self._standing_in(source, stop)
+                if done:
+                    return
+                continue
+            try:
+                with closing(self.primary.run(source.batches(), stop)) as results:
+                    for vectors in results:
+                        source.answered()
+                        self._refusals = 0
+                        yield vectors
+                        self._see_to_distrust()
+                return
+            except EngineLost as error:
+                self._primary_failed(error)
+            except EngineError as error:
+                self._refusals += 1
+                if self._refusals >= _REFUSALS:
+                    self._primary_failed(error)
+                else:
+                    self._note(failed=self.health.failed + 1, last_failure=str(error))
+                    _LOG.warning("engine %s failed, another computes these batches: %s", self.name, error)
+            # What it had in flight is not tried on it again: it may be what it fails on.
+            yield from self._with_standby(source.take(), stop)
+
+    def distrust(self, reason: str) -> None:
+        """Whoever looked at the vectors says that the first engine computes wrong ones: it is started anew."""
+        self._distrusted = reason
+
+    def close(self) -> None:
+        """End the engines' processes, and the attempts to start one."""
+        self._closing.set()
+        for engine in (self.primary, self._standby):
+            if isinstance(engine, IsolatedEngine):
+                engine.close()
+
+    def _see_to_distrust(self) -> None:
+        reason, self._distrusted = self._distrusted, ""
+        if reason:
+            raise EngineLost(reason)
+
+    def _standing_in(self, source: Unanswered, stop: Stop) -> Generator[Float32, None, bool]:
+        """Compute with the second engine until the first is back (False) or nothing is left (True)."""
+        over = True
+
+        def until_back() -> Iterator[TokenBatch]:
+            nonlocal over
+            for batch in source.batches():
+                yield batch
+                if not self.health.standing_in:
+                    over = False
+                    return
+
+        for vectors in self._with_standby(until_back(), stop):
+            source.answered()
+            yield vectors
+        return over
+
+    def _with_standby(self, batches: Iterable[TokenBatch], stop: Stop) -> Iterator[Float32]:
+        """Vectors of batches that were planned for the first engine, cut to the second one's measure."""
+        standby = self._ready_standby()
+        cut: deque[tuple[TokenBatch, list[Int64]]] = deque()
+
+        def parts() -> Iterator[TokenBatch]:
+            for batch in batches:
+                plan = standby.batching.plan(batch.lengths)
+                cut.append((batch, plan))
+                for rows in plan:
+                    yield batch.take(rows)
+
+        finished: list[Float32] = []
+        for vectors in standby.run(parts(), stop):
+            batch, plan = cut[0]
+            finished.append(vectors.copy())
+            if len(finished) == len(plan):
+                together = np.empty((len(batch), self.dimension), np.float32)
+                together[np.concatenate(plan)] = np.concatenate(finished)
+                cut.popleft()
+                finished = []
+                self._note(batches=self.health.batches + 1)
+                yield together
+
+    def _ready_standby(self) -> Engine:
+        """The second engine, loaded and running."""
+        if self._standby is None:
+            _LOG.info("loading the engine that stands in for %s", self.name)
+            self._standby = self._load_standby()
+            (vectors,) = self._standby.run([self.primary.check_batch])
+            self.primary.reference = vectors.copy()
+        elif isinstance(self._standby, IsolatedEngine) and not self._standby.is_alive:
+            self._standby.restart()
+        return self._standby
+
+    def _primary_failed(self, error: EngineError) -> None:
+        if time.monotonic() - self._well_since > self._interval:
+            self._interval = self._intervals.first
+        self._refusals, self._distrusted = 0, ""
+        self.primary.close()
+        self._note(failed=self.health.failed + 1, standing_in=True, last_failure=str(error))
+        wait = self._next_wait()
+        _LOG.warning("engine %s is replaced by another for now, and tried again in %.0f s: %s", self.name, wait, error)
+        # Not held by the thread: an engine that nobody has any more is not tried again.
+        probing = (weakref.ref(self), self._closing, wait)
+        threading.Thread(target=_probe, args=probing, name="fletcher-probe", daemon=True).start()
+
+    def _next_wait(self) -> float:
+        wait = self._interval * random.uniform(0.75, 1.0)
+        self._interval = min(2 * self._interval, self._intervals.longest)
+        return wait
+
+    def _try_again(self) -> float | None:
+        """Start the first engine anew; seconds until the next attempt, None when it computes what it should."""
+        try:
+            self.primary.restart()
+        except FletcherError as error:
+            wait = self._next_wait()
+            self._note(last_failure=str(error))
+            _LOG.warning("engine %s is not well yet, it is tried again in %.0f s: %s", self.name, wait, error)
+            return wait
+        if self._closing.is_set():
+            self.primary.close()
+            return None
+        self._well_since = time.monotonic()
+        self._note(taken_back=self.health.taken_back + 1, standing_in=False)
+        _LOG.info("engine %s is well again", self.name)
+        return None
+
+    def _note(self, **changes: Any) -> None:
+        with self._noting:
+            self.health = replace(self.health, **changes)
+
+
+def _probe(failover: "weakref.ref[FailoverEngine]", closing: threading.Event, wait: float | None) -> None:
+    while wait is not None and not closing.wait(wait):
+        engine = failover()
+        wait = None if engine is None else engine._try_again()
+        del engine

@@ -1,0 +1,131 @@
+"""The worker's process as its parent sees it: started, spoken to with an eye on the clock, killed when it must be."""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO
+
+import fletcher_core
+from fletcher_core import errors
+from fletcher_core.engines.isolated.arena import Arena
+from fletcher_core.engines.isolated.messages import Closed, Message, Messages
+from fletcher_core.engines.spec import EngineSpec
+from fletcher_core.errors import EngineError, FletcherError
+
+_LAST_WORDS = 2000  # bytes of standard error that go into a message
+
+
+class EngineLost(EngineError):
+    """The engine's process has ended, hangs, or computes wrong vectors: it is of no use until it is started anew."""
+
+
+class WorkerProcess:
+    """One process with one engine; ends with this object, with our own process, or when `end` is called.
+
+    `ready` is what the worker says of its engine.
+
+    Raises:
+        EngineLost: the process ended or was silent for `patience` seconds before the engine was ready.
+        FletcherError: what the engine's loading raised, of the same class.
+    """
+
+    def __init__(self, spec: EngineSpec, patience: float) -> None:
+        self.arena = Arena()
+        ours, theirs = socket.socketpair()
+        self._messages = Messages(ours)
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        try:
+            self._process = _start(theirs.fileno(), self.arena.descriptor, self._stderr)
+        finally:
+            theirs.close()
+        self.end = weakref.finalize(self, _end, self._process, self._messages, self.arena, self._stderr)
+        self.send({"kind": "load", "spec": asdict(spec)})
+        ready = self.receive(time.monotonic() + patience)
+        if ready is None:
+            self.end()
+            raise EngineLost(f"the engine's process was not ready after {patience:.0f} s and was ended")
+        if ready["kind"] == "refused":
+            self.end()
+            kind = getattr(errors, ready["error"], EngineError)
+            raise (kind if issubclass(kind, FletcherError) else EngineError)(ready["message"])
+        self.ready = ready
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, *messages: Message) -> None:
+        """Raises EngineLost when the process has ended."""
+        try:
+            self._messages.send(*messages)
+        except Closed as closed:
+            raise EngineLost(self._obituary()) from closed
+
+    def receive(self, deadline: float, watch: float | None = None) -> Message | None:
+        """The next message; None at `deadline` (of `time.monotonic`), or after `watch` seconds when given.
+
+        Raises EngineLost when the process has ended.
+        """
+        until = deadline if watch is None else min(deadline, time.monotonic() + watch)
+        try:
+            while True:
+                message = self._messages.receive(max(0.0, until - time.monotonic()))
+                if message is None or message["kind"] != "log":
+                    return message
+                logging.getLogger(message["name"]).log(message["level"], "%s", message["message"])
+        except Closed as closed:
+            raise EngineLost(self._obituary()) from closed
+
+    def forget(self) -> None:
+        """In a forked process: leave the worker to our parent."""
+        self.end.detach()
+        self._messages.close()
+
+    def _obituary(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0)
+        status = self._process.poll()
+        how = (
+            "closed its connection"
+            if status is None
+            else f"was ended by signal {signal.Signals(-status).name}"
+            if status < 0
+            else f"ended with status {status}"
+        )
+        self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(0, self._stderr.tell() - _LAST_WORDS))
+        words = self._stderr.read().decode(errors="replace").strip().splitlines()
+        self.end()
+        return f"the engine's process {how}" + (f"; its last words: {words[-1]}" if words else "")
+
+
+def _start(connection: int, memory: int, stderr: IO[bytes]) -> "subprocess.Popen[bytes]":
+    sources = str(Path(fletcher_core.__file__).resolve().parents[1])
+    path = os.pathsep.join(dict.fromkeys([sources, *filter(None, sys.path)]))
+    level = logging.getLogger("fletcher_core").getEffectiveLevel()
+    return subprocess.Popen(
+        [sys.executable, "-m", "fletcher_core.engines.isolated", str(connection), str(memory), str(level)],
+        stdin=subprocess.DEVNULL,
+        stdout=stderr,
+        stderr=stderr,
+        pass_fds=(connection, memory),
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+def _end(process: "subprocess.Popen[bytes]", messages: Messages, arena: Arena, stderr: IO[bytes]) -> None:
+    process.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold on to it; the kernel will see it off
+        process.wait(5.0)
+    messages.close()
+    arena.close()
+    stderr.close()

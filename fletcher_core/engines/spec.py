@@ -1,0 +1,57 @@
+"""What it takes to load an engine, as a value that can be sent to another process and taken up there again."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fletcher_core.engines.engine import Engine, Precision
+from fletcher_core.models import ModelPackage, load_weights
+
+if TYPE_CHECKING:
+    from fletcher_core.engines.choose import EngineChoice
+
+_LOADER = "fletcher_core.engines.choose:load_engine"
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """One model on one kind of engine.
+
+    Args:
+        folder: the model's, as `ModelPackage.read` takes it.
+        name: of the model, for messages.
+        choice: which engine; see `load_engine`.
+        precision, normalize, dimension, threads, batch_invariant: as `Embedder.load` takes them.
+        loader: `module:function` that makes the engine, called as `load_engine` is.
+    """
+
+    folder: str
+    name: str
+    choice: "EngineChoice"
+    precision: Precision
+    normalize: bool
+    dimension: int
+    threads: int | None = None
+    batch_invariant: bool = False
+    loader: str = _LOADER
+
+    def load(self) -> Engine:
+        """The engine, in this process.
+
+        Raises:
+            ModelError, ConfigError, EngineError: as `load_engine`.
+        """
+        package = ModelPackage.read(Path(self.folder), self.name)
+        module, _, function = self.loader.partition(":")
+        engine: Engine = getattr(import_module(module), function)(
+            self.choice,
+            package,
+            load_weights(package.folder, package.architecture),
+            threads=self.threads,
+            batch_invariant=self.batch_invariant,
+            normalize=self.normalize,
+            dimension=self.dimension,
+            precision=self.precision,
+        )
+        return engine

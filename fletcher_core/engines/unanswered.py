@@ -1,0 +1,31 @@
+"""Batches that were handed to an engine and whose vectors have not come back: what is lost when the engine is."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+from fletcher_core.tokens import TokenBatch
+
+
+class Unanswered:
+    """Hands out `batches` in order, and again those that no engine has answered, to the next engine."""
+
+    def __init__(self, batches: Iterable[TokenBatch]) -> None:
+        self._source = iter(batches)
+        self._waiting: deque[TokenBatch] = deque()
+
+    def batches(self) -> Iterator[TokenBatch]:
+        """Those without an answer, then new ones. For one engine's `run`, until that ends."""
+        yield from list(self._waiting)
+        for batch in self._source:
+            self._waiting.append(batch)
+            yield batch
+
+    def answered(self) -> TokenBatch:
+        """The vectors of the oldest have come: that batch."""
+        return self._waiting.popleft()
+
+    def take(self) -> list[TokenBatch]:
+        """Those without an answer, for the caller to see to: they are not handed out again."""
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        return waiting

@@ -1,0 +1,128 @@
+"""A window of texts on its way through the engine: its batches go out in order, and their vectors come back so.
+
+In: encoded texts. Out: batches for the engine; then one vector a text, with what is wrong with it where something is.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fletcher_core.batching import Batching
+from fletcher_core.engines.bisection import Computed
+from fletcher_core.guard import Guard, sound_vectors
+from fletcher_core.stop import Stop
+from fletcher_core.tokenizers import EncodedTexts, InvalidText
+from fletcher_core.tokens import Int32, TokenBatch
+
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EmbeddedTexts:
+    """Vectors of `n` texts: `vectors` float32 [n, dim]; `token_counts` int32 [n] before any cut; `cut` and `sound` bool
+    [n] (too long for the model; finite and of unit norm); `invalid` the texts that cannot be tokenized and never
+    reached the engine; `failed`, by row, what the engine said of texts that it failed on; `computed_tokens` and
+    `padded_tokens` what the engine ran; `retried` texts whose vectors another engine gave."""
+
+    vectors: Vectors
+    token_counts: Int32
+    cut: npt.NDArray[np.bool_]
+    sound: npt.NDArray[np.bool_]
+    invalid: tuple[InvalidText, ...]
+    failed: dict[int, str]
+    computed_tokens: int
+    padded_tokens: int
+    retried: int = 0
+
+
+class TextWindow:
+    """See above.
+
+    Args:
+        texts: what the window holds.
+        batching: of the engine that it goes to.
+        dimension: of the vectors.
+        target: float32 [sequences, dimension], where they go; None for anywhere.
+    """
+
+    def __init__(self, texts: EncodedTexts, batching: Batching, dimension: int, target: Vectors | None):
+        self.texts = texts
+        lengths = texts.sequences.lengths
+        some = np.flatnonzero(lengths)  # null and invalid texts have no tokens, and the engine takes no empty ones
+        self.plan = [some[rows] for rows in batching.plan(lengths[some])]
+        self.padded_tokens = sum(batching.computed_tokens(lengths[rows]) for rows in self.plan)
+        if target is None or len(target) != len(lengths):  # chunks have vectors of their own, before they are joined
+            target = np.empty((len(lengths), dimension), dtype=np.float32)
+        if len(some) < len(lengths):
+            target[lengths == 0] = np.nan
+        self.vectors = target
+        self.returned = 0
+        self._failed: dict[int, str] = {}  # sequence -> what the engine said
+
+    def batches(self) -> Iterator[TokenBatch]:
+        """What the engine is to compute."""
+        return (self.texts.sequences.take(rows) for rows in self.plan)
+
+    @property
+    def done(self) -> bool:
+        """Whether all of it has come back."""
+        return self.returned == len(self.plan)
+
+    def accept(self, computed: Computed) -> None:
+        """Take what came back for the oldest of the batches that are out."""
+        rows = self.plan[self.returned]
+        self.vectors[rows] = computed.vectors
+        for row, reason in computed.failed.items():
+            self._failed[int(rows[row])] = reason
+        self.returned += 1
+
+    def finish(self, guard: Guard, stop: Stop) -> EmbeddedTexts:
+        """Have the vectors looked at, and chunks joined.
+
+        Raises:
+            RunCancelled, DeadlineExceeded: `stop` says so while another engine computes what was not sound.
+        """
+        texts = self.texts
+        sound = sound_vectors(self.vectors, guard.normalized)
+        retried = 0
+        if not sound.all():
+            again = np.flatnonzero(~sound & (texts.sequences.lengths > 0))
+            if len(again):
+                rescued = guard.retry(texts.sequences, self.vectors, again, stop)
+                retried = len(np.unique(texts.text_of[rescued]))
+                sound[rescued] = True
+                self._failed = {row: said for row, said in self._failed.items() if not sound[row]}
+        vectors = pool_chunks(self.vectors, texts, guard.normalized)
+        if vectors is not self.vectors:
+            sound = sound_vectors(vectors, guard.normalized)
+        return EmbeddedTexts(
+            vectors=vectors,
+            token_counts=texts.token_counts,
+            cut=texts.cut,
+            sound=sound,
+            invalid=texts.invalid,
+            failed={int(texts.text_of[row]): reason for row, reason in self._failed.items()},
+            computed_tokens=len(texts.sequences.ids),
+            padded_tokens=self.padded_tokens,
+            retried=retried,
+        )
+
+
+def pool_chunks(vectors: Vectors, texts: EncodedTexts, normalized: bool) -> Vectors:
+    """Sequence vectors [m, dim] -> text vectors [n, dim]: the mean over a text's chunks, weighted by their tokens."""
+    count = len(texts.token_counts)
+    if len(vectors) == count:
+        return vectors
+    weights = texts.sequences.lengths.astype(np.float32)[:, None]
+    starts = np.searchsorted(texts.text_of, np.arange(count))
+    with np.errstate(invalid="ignore"):  # a text without tokens
+        mean = np.add.reduceat(vectors * weights, starts, axis=0) / np.add.reduceat(weights, starts, axis=0)
+    pooled: Vectors = mean.astype(np.float32, copy=False)
+    if normalized:
+        pooled /= np.linalg.norm(pooled, axis=1, keepdims=True).astype(np.float32)
+    # A text of one chunk keeps its vector to the last bit.
+    single = np.bincount(texts.text_of, minlength=count) == 1
+    pooled[single] = vectors[starts[single]]
+    return pooled
