@@ -19,7 +19,7 @@ from fletcher_core.cache import TextKeys, VectorCache
 from fletcher_core.embed_call import EmbedCall, KeyedCache, Vectors
 from fletcher_core.engines import Engine, EngineChoice, EngineSpec, Isolation, Precision, second_opinion, start_engine
 from fletcher_core.engines.bisection import run_around_failures
-from fletcher_core.engines.failover import FailoverEngine
+from fletcher_core.engines.failover import EngineHealth, FailoverEngine
 from fletcher_core.engines.isolated import IsolatedEngine
 from fletcher_core.errors import ConfigError, EngineError, InputError
 from fletcher_core.guard import Guard, sound_vectors
@@ -173,6 +173,11 @@ class Embedder:
     def verdict(self) -> str:
         """Completes the sentence "the vector ..." for one that is not sound in the end."""
         return self._guard.verdict
+
+    @property
+    def health(self) -> EngineHealth:
+        """What became of the engine so far; nothing but good where it has no other to stand in for it."""
+        return self.engine.health if isinstance(self.engine, FailoverEngine) else EngineHealth()
 
     def close(self) -> None:
         """End what the engines run in processes of their own; the embedder cannot be used after that."""

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from fletcher_core.batching import WINDOW
 from fletcher_core.changes import Changes, detect_changes
 from fletcher_core.embedder import Embedder
+from fletcher_core.engines.failover import EngineHealth
 from fletcher_core.errors import ConfigError, RunCancelled, StoreLockedError
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.longbow.sender import Sender, SenderSettings
@@ -169,10 +170,15 @@ class _Run:
     cache_hits: int = 0
     embedded: int = 0
     batched: int = 0
+    retried: int = 0
     tokens: int = 0
     padded_tokens: int = 0
     timeline: list[tuple[float, float]] = field(default_factory=list)
     note: str = ""
+    health_before: EngineHealth = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.health_before = self.embedder.health
 
     @property
     def _to_write(self) -> int:
@@ -280,6 +286,7 @@ class _Run:
 
     def report(self, seconds_total: float, delivery: DeliveryCounts) -> RunReport:
         changes, engine, shares = self.changes, self.embedder.engine, self.clock.shares(SLICES)
+        health, before = self.embedder.health, self.health_before
         return RunReport(
             run_id=self.run_id,
             partition_key=self.partition.key,
@@ -313,6 +320,10 @@ class _Run:
             seconds_with_delivery=self.clock.elapsed,
             note=self.note,
             cache=None if self.embedder.cache is None else self.embedder.cache.statistics(),
+            retried=self.retried,
+            engine_failures=health.failed - before.failed,
+            engine_problem=health.last_failure if health.failed > before.failed or health.standing_in else "",
+            standby_batches=health.batches - before.batches,
         )
 
     def _segment_rows(self) -> int:
@@ -365,6 +376,7 @@ class _Run:
         self.cache_hits += window.rows.num_rows - len(window.unique)
         self.tokens += result.computed_tokens
         self.padded_tokens += result.padded_tokens
+        self.retried += result.retried
         now = self.clock.elapsed
         since = self.timeline[-1][0] if self.timeline else self.clock.seconds("diff")
         self.timeline.append((now, len(window.unique) / max(now - since, 1e-9)))

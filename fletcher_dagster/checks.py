@@ -1,7 +1,8 @@
 """The two checks that every embedding asset carries.
 
 In come tallies of the partitions that a run looked at; out go `AssetCheckResult`s: `quarantine` warns when rows
-were set aside, `row_parity` fails when the store does not hold exactly the embeddable rows of the source.
+were set aside and fails when too many were, `row_parity` fails when the store does not hold exactly the embeddable
+rows of the source.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,7 +37,9 @@ def check_specs(asset_key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
             QUARANTINE,
             asset=asset_key,
             description="No row was set aside as impossible to embed. All of them, with reasons, are in the "
-            "quarantine folder of the vector store.",
+            "quarantine folder of the vector store. Fails, and holds up what is downstream, where more than the "
+            "resource's quarantine_limit were.",
+            blocking=True,  # only a result of severity ERROR does
         ),
         dg.AssetCheckSpec(
             ROW_PARITY,
@@ -46,16 +49,26 @@ def check_specs(asset_key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
     ]
 
 
-def check_results(asset_key: dg.AssetKey, tallies: Sequence[Tally]) -> Iterator[dg.AssetCheckResult]:
-    """One result for each check, over all partitions that were looked at."""
+def check_results(
+    asset_key: dg.AssetKey, tallies: Sequence[Tally], quarantine_limit: float | None = None
+) -> Iterator[dg.AssetCheckResult]:
+    """One result for each check, over all partitions that were looked at.
+
+    Args:
+        quarantine_limit: share of the rows, 0 to 1, above which a quarantine is an error; None: never.
+    """
     quarantined = [tally for tally in tallies if tally.quarantined.num_rows]
+    rows = sum(tally.quarantined.num_rows for tally in tallies)
+    share = rows / max(rows + sum(tally.embeddable for tally in tallies), 1)
+    over = quarantine_limit is not None and share > quarantine_limit
     yield dg.AssetCheckResult(
         asset_key=asset_key,
         check_name=QUARANTINE,
         passed=not quarantined,
-        severity=dg.AssetCheckSeverity.WARN,
+        severity=dg.AssetCheckSeverity.ERROR if over else dg.AssetCheckSeverity.WARN,
         metadata={
-            "fletcher/rows_quarantined": sum(tally.quarantined.num_rows for tally in tallies),
+            "fletcher/rows_quarantined": rows,
+            "fletcher/quarantined_share": round(share, 6),
             **_partitions(quarantined),
             **_rows(quarantined),
         },

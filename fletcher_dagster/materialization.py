@@ -78,7 +78,7 @@ def _materialize_asset(
             if len(slices) > 1:
                 _report_committed(context, spec.key, outcomes[-1])
     yield _result(spec.key, outcomes)
-    yield from _selected_checks(context, spec.key, [outcome.tally for outcome in outcomes])
+    yield from _selected_checks(context, fletcher, spec.key, [outcome.tally for outcome in outcomes])
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _check_asset(
                 present = changes.new + changes.changed + changes.stale + changes.unchanged
                 live, quarantined = generation.row_count(partition.key), store.quarantine.read(partition.key)
                 tallies.append(_tally(partition.key, live, present, quarantined))
-    yield from _selected_checks(context, spec.key, tallies)
+    yield from _selected_checks(context, fletcher, spec.key, tallies)
 
 
 def _slices(
@@ -197,10 +197,11 @@ def _tally(partition_key: str, live: int, present: int, quarantined: pa.Table) -
 
 
 def _selected_checks(
-    context: dg.AssetExecutionContext, key: dg.AssetKey, tallies: Sequence[Tally]
+    context: dg.AssetExecutionContext, fletcher: FletcherResource, key: dg.AssetKey, tallies: Sequence[Tally]
 ) -> Iterator[dg.AssetCheckResult]:
     selected = {check.name for check in context.selected_asset_check_keys if check.asset_key == key}
-    return (result for result in check_results(key, tallies) if result.check_name in selected)
+    results = check_results(key, tallies, fletcher.quarantine_limit)
+    return (result for result in results if result.check_name in selected)
 
 
 def _log_report(context: dg.AssetExecutionContext, what: str, report: RunReport, live: LiveRows) -> None:
@@ -212,6 +213,11 @@ def _log_report(context: dg.AssetExecutionContext, what: str, report: RunReport,
     )
     if report.note:
         context.log.info(f"{what}: {report.note}")
+    if report.engine_problem:
+        context.log.warning(
+            f"{what}: the engine failed {report.engine_failures} times, and another computed {report.standby_batches} "
+            f"batches in its place: {report.engine_problem}"
+        )
     if report.delivery.problem:
         context.log.warning(
             f"{what}: {report.delivery.pending:,} rows wait for Longbow: {report.delivery.problem}. They are safe "

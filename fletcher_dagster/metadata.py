@@ -49,6 +49,7 @@ def run_metadata(
         "dagster/column_schema": column_schema(schema),
         **_rows(report),
         **_speed(report),
+        **_engine_health(report),
         **_memory_cache(report),
         **(_delivery(report) if delivered else {}),
         **_texts(report),
@@ -101,6 +102,16 @@ def _speed(report: RunReport) -> dict[str, Any]:
         "fletcher/stages": stages_markdown(report.stages, report.seconds_with_delivery),
     }
     return figures | {key: dg.MetadataValue.md(picture) for key, picture in pictures.items() if picture}
+
+
+def _engine_health(report: RunReport) -> dict[str, int | str]:
+    """How often the engine failed, and what others did in its place; in words only where something happened."""
+    figures: dict[str, int | str] = {
+        "fletcher/engine_failures": report.engine_failures,
+        "fletcher/standby_batches": report.standby_batches,
+        "fletcher/rows_retried": report.retried,
+    }
+    return figures | ({"fletcher/engine_problem": report.engine_problem} if report.engine_problem else {})
 
 
 def _memory_cache(report: RunReport) -> dict[str, int | float]:

@@ -33,6 +33,7 @@ _EMBEDDER_SETTINGS = (
     "threads",
     "engine",
     "batch_invariant",
+    "isolation",
     "cache_bytes",
 )
 _PIPELINE_SETTINGS = ("vector_type", "on_empty", "on_duplicate", "memory_limit", "commit_seconds")
@@ -100,7 +101,12 @@ class FletcherResource(dg.ConfigurableResource[Any]):
         description="A folder, an installed model package, or a Hugging Face id.",
     )
     engine: str = Field(
-        default="auto", description="auto (the GPU where there is one), mlx, or on the CPU native or openvino."
+        default="auto", description="auto (the GPU where there is one), mlx, cpu, or of the CPU's native or openvino."
+    )
+    isolation: str = Field(
+        default="auto",
+        description="process: the engine runs in a watched process, and another stands in when it fails; none; "
+        "auto: process for a GPU.",
     )
     precision: str = Field(default="auto", description="auto, fp16 (GPU), bf16, fp32 or int8 (CPU).")
     batch_invariant: bool = Field(default=False, description="Bit-identical vectors in any batch on a GPU, slower.")
@@ -120,6 +126,11 @@ class FletcherResource(dg.ConfigurableResource[Any]):
     on_duplicate: str = Field(default="quarantine", description="One id, several texts: quarantine or error.")
     memory_limit: str = Field(default="2GB", description="Of DuckDB while it detects changes.")
     commit_seconds: float = Field(default=10.0, description="Seconds of work that a killed run loses at most, about.")
+    quarantine_limit: float | None = Field(
+        default=None,
+        description="Share of the rows, 0 to 1, above which the quarantine check fails and holds up what is "
+        "downstream; None: it only warns.",
+    )
     longbow: LongbowResource | None = Field(default=None, description="None: the embedded server.")
 
     def run(self, context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:

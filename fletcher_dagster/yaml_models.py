@@ -70,6 +70,8 @@ class FletcherModel(dg.Model):
     engine: str | None = None
     precision: str | None = None
     batch_invariant: bool | str | None = None
+    isolation: str | None = None
+    quarantine_limit: float | str | None = None
     max_length: int | str | None = None
     dimension: int | str | None = None
     normalize: bool | str | None = None

@@ -63,7 +63,9 @@ class RunReport:
     from an equal text of their window, `embedded` texts went through the engine. `timeline` are (seconds since start,
     texts/s since the one before); `stages` says of each stage during which share of each equal part of the run,
     `seconds_with_delivery` long, it was busy, 0 to 1. `cache` are the counters of the embedder's cache in memory
-    since it was made, None without one.
+    since it was made, None without one. `retried` texts got their vectors from another engine in float32, as the
+    first one's were not sound. `engine_failures` is how often the engine failed in this run, with why in
+    `engine_problem` the last time, and `standby_batches` what another engine computed in its place.
     """
 
     run_id: str
@@ -98,6 +100,10 @@ class RunReport:
     seconds_with_delivery: float = 0.0
     note: str = ""
     cache: CacheStatistics | None = None
+    retried: int = 0
+    engine_failures: int = 0
+    engine_problem: str = ""
+    standby_batches: int = 0
 
     @property
     def cache_hit_rate(self) -> float:

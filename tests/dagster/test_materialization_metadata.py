@@ -27,6 +27,7 @@ NUMBERS = {
             "quarantined",
             "truncated",
             "embedded",
+            "retried",
         ]
     ),
     *(
@@ -41,6 +42,8 @@ NUMBERS = {
     "fletcher/padding_share",
     "fletcher/tokenize_share",
     "fletcher/bytes_sent",
+    "fletcher/engine_failures",
+    "fletcher/standby_batches",
 }
 
 

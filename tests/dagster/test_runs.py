@@ -208,3 +208,28 @@ def test_with_no_address_the_embedded_server_is_started(project: Project) -> Non
         assert project.fletcher.search("docs_embeddings", "board game", 1)[0].id == "6"
     finally:
         assert stop_embedded(project.folder / "vectors" / ".longbow")
+
+
+@pytest.mark.parametrize(("limit", "severity", "goes_on"), [(0.5, "WARN", True), (0.1, "ERROR", False)])
+def test_too_large_a_quarantine_holds_up_what_is_downstream(
+    project: Project, limit: float, severity: str, goes_on: bool
+) -> None:
+    project.sql("INSERT INTO docs VALUES (1, 'Another text for the same id.', '2026-01-01', 'en')")
+    resource = FletcherResource(
+        store_path=project.fletcher.store_path, longbow=project.fletcher.longbow, quarantine_limit=limit
+    )
+
+    @dg.asset(deps=["docs_embeddings"])
+    def report() -> None: ...
+
+    result = dg.materialize(
+        [project.assets(project.docs()), report],
+        resources={"fletcher": resource},
+        instance=project.instance,
+        raise_on_error=False,
+    )
+    found = checks(result)["quarantine"]
+    assert found.severity.value == severity
+    assert plain(found.metadata)["fletcher/quarantined_share"] == round(1 / 6, 6)
+    assert project.materializations("docs_embeddings")  # what could be embedded is there
+    assert bool(project.materializations("report")) == goes_on

@@ -1,0 +1,242 @@
+"""A row that cannot be embedded, in whatever way, costs the others nothing and is kept with the reason."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from chaos.broken_engine import VARIABLE
+from fletcher_core import Embedder
+from fletcher_core.engines import EngineSpec
+from fletcher_core.engines.bisection import run_around_failures
+from fletcher_core.engines.failover import FailoverEngine, ProbeIntervals
+from fletcher_core.engines.isolated import IsolatedEngine
+from fletcher_core.errors import EngineError, InputError
+from fletcher_core.pipeline import materialize
+from fletcher_core.sources import DuckDBTable
+from fletcher_core.stop import NEVER, Stop
+from fletcher_core.store import VectorStore
+from fletcher_core.tokenizers import TextEncoder
+from fletcher_core.tokens import TokenBatch, cumulative
+
+POISON = "zyzzyva"
+
+
+class PickyEngine:
+    """An engine that fails on every batch with one of `poisons` in it, or always."""
+
+    name, device, precision, ahead = "picky", "here", "fp32", 3
+
+    def __init__(self, engine: Any, poisons: set[int], always: bool = False, flaw: float | None = None) -> None:
+        self.dimension = engine.dimension
+        self.batching = engine.batching
+        self.calls = 0
+        self._engine, self._poisons, self._always, self._flaw = engine, poisons, always, flaw
+
+    def run(self, batches: Iterable[TokenBatch], stop: Stop = NEVER) -> Iterator[np.ndarray]:
+        in_flight: list[np.ndarray] = []
+        for batch in batches:
+            self.calls += 1
+            if self._always or (self._flaw is None and self._poisons & set(batch.ids.tolist())):
+                raise EngineError("the device does not like this")
+            (vectors,) = self._engine.run([batch], stop)
+            for row in range(len(batch)):
+                ids = batch.ids[batch.cu_seqlens[row] : batch.cu_seqlens[row + 1]]
+                if self._flaw is not None and self._poisons & set(ids.tolist()):
+                    vectors[row] = self._flaw
+            in_flight.append(vectors)
+            if len(in_flight) == self.ahead:  # as engines do: an error loses what is in flight
+                yield in_flight.pop(0)
+        yield from in_flight
+
+
+class Lengths:
+    """Its vectors say what they were made of: length, first and last token."""
+
+    dimension = 3
+    batching = None
+
+    def run(self, batches: Iterable[TokenBatch], stop: Stop = NEVER) -> Iterator[np.ndarray]:
+        for batch in batches:
+            parts = np.split(batch.ids, batch.cu_seqlens[1:-1])
+            yield np.array([[len(part), part[0], part[-1]] for part in parts], np.float32)
+
+
+def token_of(embedder: Embedder, word: str) -> int:
+    return int(embedder.encoder.encode([word]).sequences.ids[1])
+
+
+def with_engine(embedder: Embedder, engine: Any, second: Any = None) -> Embedder:
+    encoders = (embedder.encoder, embedder._query_encoder)
+    return Embedder(embedder.package, engine, *encoders, embedder.card, embedder.normalize, None, second)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> DuckDBTable:
+    database = tmp_path / "notes.duckdb"
+    with duckdb.connect(str(database)) as connection:
+        connection.execute("CREATE TABLE notes (id INTEGER, text VARCHAR)")
+        texts = [(n, POISON if n == 17 else f"note {n} about the weather") for n in range(50)]
+        connection.executemany("INSERT INTO notes VALUES (?, ?)", texts)
+    return DuckDBTable(database, "notes")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[VectorStore]:
+    with VectorStore.open(tmp_path / "store", collection="notes") as opened:
+        yield opened
+
+
+def stored(store: VectorStore) -> dict[str, np.ndarray]:
+    generation = store.current()
+    assert generation is not None
+    with duckdb.connect() as connection:
+        rows = connection.execute(f"SELECT id, vector FROM ({generation.live_sql()})").fetchall()
+    return {id_: np.array(vector, np.float32) for id_, vector in rows}
+
+
+def quarantined(store: VectorStore) -> list[tuple[str, str]]:
+    return [(row["id"], row["reason"]) for row in store.quarantine.read().to_pylist()]
+
+
+def test_one_poison_row_among_fifty_costs_only_itself(minilm: Embedder, table: DuckDBTable, store: VectorStore) -> None:
+    """Peers' defect 6: pgai rolls the whole batch back."""
+    picky = with_engine(minilm, PickyEngine(minilm.engine, {token_of(minilm, POISON)}))
+    report = materialize(table, embedder=picky, store=store)
+    assert (report.new, report.embedded, report.quarantined, report.rows_in_store) == (50, 50, 1, 49)
+    rows = stored(store)
+    assert sorted(map(int, rows)) == [n for n in range(50) if n != 17]
+    for id_, vector in rows.items():
+        assert np.allclose(vector, minilm.embed([f"note {id_} about the weather"])[0], atol=1e-6)
+    (row,) = store.quarantine.read().to_pylist()
+    assert (row["id"], row["reason"], row["attempts"], row["run_id"]) == ("17", "engine_failed", 1, report.run_id)
+    assert row["message"] == "the text cannot be computed: the device does not like this"
+    assert row["content_hash"]
+    again = materialize(table, embedder=minilm, store=store)
+    assert (again.new, again.quarantined, again.rows_in_store) == (1, 0, 50)
+
+
+def test_a_call_names_the_text_that_the_engine_fails_on(minilm: Embedder) -> None:
+    """Peers' defect 1: after an exception in the forward pass infinity's worker is gone, and callers wait for ever."""
+    picky = with_engine(minilm, PickyEngine(minilm.engine, {token_of(minilm, POISON)}))
+    with pytest.raises(EngineError, match="text 2 cannot be computed: the device does not like this"):
+        picky.embed(["one", "two", POISON, "four"])
+    assert np.array_equal(picky.embed(["one", "two"]), minilm.embed(["one", "two"]))
+
+
+def test_an_engine_that_fails_on_everything_ends_the_run_and_blames_no_row(
+    minilm: Embedder, table: DuckDBTable, store: VectorStore
+) -> None:
+    engine = PickyEngine(minilm.engine, set(), always=True)
+    with pytest.raises(EngineError, match="the device does not like this"):
+        materialize(table, embedder=with_engine(minilm, engine), store=store)
+    assert quarantined(store) == []
+    assert engine.calls < 30  # it was not tried on each of the rows
+
+
+@pytest.mark.parametrize("flaw", [np.nan, np.inf, 0.0], ids=["NaN", "infinity", "zero"])
+def test_a_vector_that_is_not_sound_is_computed_again_in_float32_on_another_engine(
+    minilm: Embedder, table: DuckDBTable, store: VectorStore, flaw: float
+) -> None:
+    """Peers' defect 5: a zero vector that becomes NaN."""
+    flawed = PickyEngine(minilm.engine, {token_of(minilm, POISON)}, flaw=flaw)
+    rescued = with_engine(minilm, flawed, lambda: minilm.engine)
+    report = materialize(table, embedder=rescued, store=store)
+    assert (report.quarantined, report.rows_in_store, report.retried) == (0, 50, 1)
+    assert np.array_equal(stored(store)["17"], minilm.embed([POISON])[0])
+    assert np.array_equal(rescued.embed_query(POISON), minilm.embed_query(POISON))
+
+
+def test_what_the_other_engine_cannot_help_is_quarantined(
+    minilm: Embedder, table: DuckDBTable, store: VectorStore
+) -> None:
+    flawed = PickyEngine(minilm.engine, {token_of(minilm, POISON)}, flaw=np.nan)
+    report = materialize(table, embedder=with_engine(minilm, flawed, lambda: flawed), store=store)
+    assert (report.quarantined, report.rows_in_store, report.retried) == (1, 49, 0)
+    (row,) = store.quarantine.read().to_pylist()
+    assert row["reason"] == "invalid_vector"
+    assert row["message"] == "the vector is not finite or has no length, neither in float32 on another engine"
+
+
+def test_a_broken_other_engine_is_no_reason_to_fail(minilm: Embedder, table: DuckDBTable, store: VectorStore) -> None:
+    flawed = PickyEngine(minilm.engine, {token_of(minilm, POISON)}, flaw=np.nan)
+    broken = PickyEngine(minilm.engine, set(), always=True)
+    report = materialize(table, embedder=with_engine(minilm, flawed, lambda: broken), store=store)
+    assert (report.quarantined, report.rows_in_store) == (1, 49)
+
+
+class Panic(BaseException):
+    """What a panic in Rust code looks like: no Exception."""
+
+
+@pytest.mark.parametrize("failure", [Panic("index out of bounds"), ValueError("bad"), MemoryError("no memory")])
+def test_a_text_that_the_tokenizer_fails_on_is_quarantined(
+    minilm: Embedder, table: DuckDBTable, store: VectorStore, failure: BaseException
+) -> None:
+    tokenizer = minilm.encoder.tokenizer
+
+    class Fragile:
+        name, prefix, suffix = tokenizer.name, tokenizer.prefix, tokenizer.suffix
+
+        def encode(self, texts: Any, **arguments: Any) -> Any:
+            if POISON in (texts if isinstance(texts, list) else texts.to_pylist()):
+                raise failure
+            return tokenizer.encode(texts, **arguments)
+
+    encoder = TextEncoder(Fragile(), minilm.encoder.max_length, "truncate", 0)
+    fragile = Embedder(minilm.package, minilm.engine, encoder, encoder, minilm.card, True)
+    report = materialize(table, embedder=fragile, store=store)
+    assert (report.quarantined, report.rows_in_store) == (1, 49)
+    (row,) = store.quarantine.read().to_pylist()
+    assert (row["id"], row["reason"]) == ("17", "invalid_text")
+    assert row["message"] == f"the text cannot be tokenized: {type(failure).__name__}: {failure}"
+    with pytest.raises(InputError, match="text 1 cannot be tokenized"):
+        fragile.embed(["fine", POISON])
+    assert np.array_equal(fragile.embed(["fine", "good"]), minilm.embed(["fine", "good"]))
+
+
+def test_a_text_that_kills_every_engine_is_found_and_the_others_are_embedded(
+    minilm: Embedder, table: DuckDBTable, store: VectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, json.dumps({"poison": token_of(minilm, POISON)}))
+    spec = EngineSpec(str(minilm.package.folder), "minilm", "openvino", "fp32", True, 384, threads=1)
+    spec = replace(spec, loader="chaos.broken_engine:load")
+    engine = FailoverEngine(IsolatedEngine(spec), lambda: IsolatedEngine(spec), ProbeIntervals(60.0))
+    embedder = with_engine(minilm, engine)
+    report = materialize(table, embedder=embedder, store=store)
+    embedder.close()
+    assert (report.quarantined, report.rows_in_store) == (1, 49)
+    assert quarantined(store) == [("17", "engine_failed")]
+    assert "SIGABRT" in store.quarantine.read()["message"][0].as_py()
+    assert report.engine_failures >= 1
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=6), min_size=1, max_size=8),
+    st.sets(st.integers(100, 399), max_size=12),
+)
+def test_whatever_fails_the_rest_is_computed_in_its_order(lengths: list[list[int]], poisons: set[int]) -> None:
+    made, ids = [], 100
+    for batch_lengths in lengths:
+        total = sum(batch_lengths)
+        made.append(TokenBatch(np.arange(ids, ids + total, dtype=np.int32), cumulative(np.array(batch_lengths))))
+        ids += total
+    known_good = TokenBatch(np.array([1], np.int32), np.array([0, 1]))
+    results = list(run_around_failures(PickyEngine(Lengths(), poisons), made, known_good))
+    assert len(results) == len(made)
+    for batch, result in zip(made, results, strict=True):
+        for row, part in enumerate(np.split(batch.ids, batch.cu_seqlens[1:-1])):
+            if poisons & set(part.tolist()):
+                assert np.isnan(result.vectors[row]).all()
+                assert result.failed[row] == "the device does not like this"
+            else:
+                assert row not in result.failed
+                assert result.vectors[row].tolist() == [len(part), part[0], part[-1]]
