@@ -15,6 +15,7 @@ from fletcher_core.columns import stored_type
 from fletcher_core.errors import ConfigError, InputError, StoreError
 from fletcher_core.sources import Partition, Source, attached, column_types, filter_column, reading_failed
 from fletcher_core.sql import connect, first_line, identifier, literal
+from fletcher_core.store.durable import write_failed
 from fletcher_core.store.generation import Generation
 from fletcher_core.store.ledger import text_form
 from fletcher_core.store.vectors import write_known_vectors
@@ -111,12 +112,16 @@ def detect_changes(
             return _write(connection, source, generation, workspace, found)
         except duckdb.OutOfMemoryException as error:
             raise ConfigError(
-                f"change detection needs more than memory_limit={memory_limit!r}: raise it ({first_line(error)})"
+                f"change detection needs more than memory_limit={memory_limit!r}: raise it, or make room on the disk "
+                f"of {str(workspace)!r} if that is full ({first_line(error)})"
             ) from error
         except duckdb.Error as error:
             raise StoreError(
                 f"change detection failed between {generation.name} and {str(workspace)!r}: {first_line(error)}"
+                + (". Make room on the disk" if "No space left" in str(error) else "")
             ) from error
+        except OSError as error:
+            raise write_failed(workspace, error) from error
 
 
 def _scan(

@@ -28,6 +28,7 @@ from fletcher_core.sources import Partition, Source, metadata_schema
 from fletcher_core.stop import Stop
 from fletcher_core.store import Generation, VectorStore
 from fletcher_core.store.recent import RecentSegments
+from fletcher_core.store.room import check_room
 from fletcher_core.store.schema import VectorType
 from fletcher_core.telemetry import DeliveryCounts, Progress, RunReport, StageClock, StageSeconds
 from fletcher_core.text_window import EmbeddedTexts
@@ -62,6 +63,10 @@ class MaterializeSettings:
         commit_seconds: commit about this often, so that a killed run loses little more work than this.
         memory_limit: of DuckDB while it detects changes, as DuckDB writes it.
         max_segments: compact a partition that has more files than this at the end of a run.
+        min_free_bytes: end the run with a StoreError when less than this would stay free on the store's disk after
+            the next commit. The default is room for a segment (20 MiB) several times over: for the manifest, the
+            sender and Longbow's own files on the same disk to go on working while the run ends. 0 checks only that
+            the commit itself fits.
         delivery_timeout: seconds to wait at the end for Longbow to make the rows searchable; what is not delivered by
             then stays in the store and goes with the next run.
     """
@@ -74,9 +79,13 @@ class MaterializeSettings:
     memory_limit: str = "2GB"
     max_segments: int = 32
     delivery_timeout: float = 60.0
+    min_free_bytes: int = 256 * 2**20
 
     def __post_init__(self) -> None:
-        for name, least in (("segment_rows", 1), ("commit_seconds", 0), ("max_segments", 1), ("delivery_timeout", 0)):
+        at_least = {
+            "segment_rows": 1, "commit_seconds": 0, "max_segments": 1, "delivery_timeout": 0, "min_free_bytes": 0
+        }  # fmt: skip
+        for name, least in at_least.items():
             if not getattr(self, name) >= least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
@@ -127,6 +136,7 @@ def materialize(
             sender = Sender(generation, longbow, sender_settings or SenderSettings(), busy=clock.busy)
             stack.callback(sender.close)
             sender.start()
+        check_room(store.root, 0, settings.min_free_bytes, "the snapshot of changes")
         with clock.measuring("diff"):
             changes = detect_changes(
                 source,
@@ -394,6 +404,7 @@ class _Run:
     def _commit(self, rows: pa.Table) -> None:
         if not rows.num_rows:
             return
+        check_room(self.store.root, rows.nbytes, self.settings.min_free_bytes, f"the commit of {rows.num_rows} rows")
         with self.clock.measuring("write"):
             self.generation.write_segment(self.partition.key, rows, self.run_id)
         if self.sender is not None:

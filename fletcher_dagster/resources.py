@@ -36,7 +36,7 @@ _EMBEDDER_SETTINGS = (
     "isolation",
     "cache_bytes",
 )
-_PIPELINE_SETTINGS = ("vector_type", "on_empty", "on_duplicate", "memory_limit", "commit_seconds")
+_PIPELINE_SETTINGS = ("vector_type", "on_empty", "on_duplicate", "memory_limit", "commit_seconds", "min_free_bytes")
 _CLIENT_SETTINGS = ("call_timeout", "put_timeout", "read_timeout", "transport", "compression")
 _LOADING = threading.Lock()
 
@@ -130,6 +130,10 @@ class FletcherResource(dg.ConfigurableResource[Any]):
         default=None,
         description="Share of the rows, 0 to 1, above which the quarantine check fails and holds up what is "
         "downstream; None: it only warns.",
+    )
+    min_free_bytes: int = Field(
+        default=256 * 2**20,
+        description="A run ends with an error before less than this stays free on the store's disk.",
     )
     longbow: LongbowResource | None = Field(default=None, description="None: the embedded server.")
 

@@ -86,6 +86,7 @@ class FletcherModel(dg.Model):
     on_duplicate: str | None = None
     memory_limit: str | None = None
     commit_seconds: float | str | None = None
+    min_free_bytes: int | str | None = None
     longbow: LongbowModel | None = None
 
 

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fletcher_core.sql import connect, literals
+from fletcher_core.errors import StoreError
+from fletcher_core.sql import connect, first_line, literals
 from fletcher_core.store.durable import committed
 from fletcher_core.store.manifest import Manifest
 from fletcher_core.store.recovery import collect_garbage
@@ -129,7 +131,13 @@ def _survivors(root: Path, files: Sequence[Path], keep_deletes: bool) -> _Surviv
     )
     with workspace(root, "compaction") as spill, connect(memory_limit=_MEMORY_LIMIT, spill=spill) as connection:
         connection.execute("SET enable_progress_bar = false")
-        columns = connection.sql(query).to_arrow_table()
+        try:
+            columns = connection.sql(query).to_arrow_table()
+        except duckdb.Error as error:
+            raise StoreError(
+                f"{str(files[0].parent)!r} cannot be compacted: {first_line(error)}. Its rows are all there; make room "
+                "on the disk or move a damaged file away, then try again"
+            ) from error
     return _Survivors(columns["sequence"].to_numpy(), columns["replaces"].combine_chunks())
 
 

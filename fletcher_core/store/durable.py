@@ -4,10 +4,11 @@ A file is written under a temporary name, forced to disk, renamed, and the folde
 rename is the commit. Temporary names end in `.tmp`, so no glob over `*.parquet` ever sees one.
 """
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
@@ -15,6 +16,21 @@ from uuid import uuid4
 from fletcher_core.errors import StoreError
 
 TEMPORARY_SUFFIX = ".tmp"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class UnwritableError(StoreError):
+    """Nothing can be written here for now, as the disk is full, read-only or not ours; reading may still work."""
+
+
+def write_failed(path: Path, error: OSError) -> StoreError:
+    """The failure to write `path`, with what to do about it; an UnwritableError where all writing would fail."""
+    if error.errno in _FULL:
+        return UnwritableError(f"cannot write {str(path)!r}: the disk is full ({error}). Make room on the disk")
+    if error.errno in _FORBIDDEN:
+        return UnwritableError(f"cannot write {str(path)!r}: {error}. Allow writing there")
+    return StoreError(f"cannot write {str(path)!r}: {error}. Make room on the disk or allow writing there")
 
 
 @contextmanager
@@ -34,12 +50,10 @@ def committed(path: Path) -> Iterator[IO[bytes]]:
         os.rename(temporary, path)
         force_directory(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreError(
-            f"cannot write {str(path)!r}: {error}. Make room on the disk or allow writing there"
-        ) from error
+        _remove(temporary)
+        raise write_failed(path, error) from error
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         raise
 
 
@@ -47,7 +61,7 @@ def move_into_place(made: Path, path: Path) -> None:
     """Forces the finished file `made`, on the same file system, to disk and gives it the name `path`.
 
     Raises:
-        StoreError: the folder cannot be written.
+        StoreError: the disk is full, or the folder cannot be written.
     """
     try:
         make_directory(path.parent)
@@ -56,7 +70,7 @@ def move_into_place(made: Path, path: Path) -> None:
         os.rename(made, path)
         force_directory(path.parent)
     except OSError as error:
-        raise StoreError(f"cannot write {str(path)!r}: {error}. Allow writing there") from error
+        raise write_failed(path, error) from error
 
 
 def make_directory(path: Path) -> None:
@@ -75,6 +89,12 @@ def force_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _remove(temporary: Path) -> None:
+    """As far as the disk lets us: what stays is ignored by readers, and removed when the store is opened next."""
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)
 
 
 def _force(descriptor: int) -> None:

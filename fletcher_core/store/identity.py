@@ -21,6 +21,7 @@ from fletcher_core.store.schema import (
     new_generation_name,
     segment_schema,
 )
+from fletcher_core.store.versions import GENERATION_VERSION, check_version, version_of
 
 FILE_NAME = "schema.parquet"
 _FOOTER_KEY = b"fletcher.generation"
@@ -62,6 +63,7 @@ class Identity:
     def write(self, folder: Path) -> None:
         """Puts the identity on disk."""
         facts = {
+            "version": GENERATION_VERSION,
             "collection": self.collection,
             "model": self.card.name,
             "fingerprint": self.card.fingerprint,
@@ -79,17 +81,18 @@ def read_identity(folder: Path) -> Identity:
     """The identity of the generation in `folder`.
 
     Raises:
-        StoreError: its `schema.parquet` is missing or damaged.
+        StoreError: its `schema.parquet` is missing, damaged, or written by a newer Fletcher.
     """
     path = folder / FILE_NAME
     try:
         schema = pq.read_schema(path)
         facts = json.loads((schema.metadata or {})[_FOOTER_KEY])
+        check_version(path, version_of(facts), GENERATION_VERSION)
         metadata = pa.schema([schema.field(name) for name in facts["metadata_columns"]])
         card = ModelCard(facts["model"], facts["fingerprint"], facts["dimension"])
         plain = pa.schema([pa.field(field.name, field.type) for field in metadata])
         return Identity(folder.name, facts["collection"], card, plain, facts["vector_type"], facts["created_at"])
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+    except (OSError, pa.ArrowException, AttributeError, KeyError, TypeError, ValueError) as error:
         raise StoreError(
             f"{str(path)!r} is missing or damaged ({error}): restore it, or move the folder {str(folder)!r} away; "
             "its rows are embedded again on the next run"

@@ -13,19 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NewType
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fletcher_core.sql import connect, literal, literals
+from fletcher_core.errors import StoreError
+from fletcher_core.sql import connect, first_line, literal, literals
 from fletcher_core.store.durable import move_into_place
 from fletcher_core.store.schema import UPSERT
 from fletcher_core.store.segments import Segment
+from fletcher_core.store.versions import LEDGER_VERSION
 from fletcher_core.store.workspace import workspace
 
 LedgerSelect = NewType("LedgerSelect", str)  # id, content_hash UUID, metadata_hash UUID, sequence
 
 _FOOTER_KEY = "fletcher.ledger"
-_VERSION = 1
 _MIN_ROWS = 100_000  # fewer rows are read from the segments as fast
 _DUE_SHARE = 8  # made anew once the segments it lacks have more than an eighth of its rows
 _MEMORY_LIMIT = "2GB"
@@ -65,11 +67,19 @@ def read_ledger(path: Path) -> Ledger | None:
     try:
         metadata = pq.read_metadata(path)
         content: dict[str, Any] = json.loads((metadata.metadata or {})[_FOOTER_KEY.encode()])
-        if content["version"] != _VERSION:
+        if content["version"] != LEDGER_VERSION:
             return None
         return Ledger(path, metadata.num_rows, content["sizes"], content["last_sequence"])
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         return None
+
+
+def _is_newer(path: Path) -> bool:
+    try:
+        content = json.loads((pq.read_metadata(path).metadata or {})[_FOOTER_KEY.encode()])
+        return bool(content["version"] > LEDGER_VERSION)
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        return False
 
 
 def ledger_select(path: Path, segments: Sequence[Segment]) -> LedgerSelect:
@@ -85,7 +95,13 @@ def ledger_select(path: Path, segments: Sequence[Segment]) -> LedgerSelect:
 
 
 def refresh_ledger(root: Path, path: Path, segments: Sequence[Segment]) -> None:
-    """Makes the ledger anew when it is due; removes it when it is of no more use."""
+    """Makes the ledger anew when it is due; removes it when it is of no more use. A newer Fletcher's is left alone.
+
+    Raises:
+        StoreError: the disk is full or cannot be written.
+    """
+    if _is_newer(path):
+        return
     rows = sum(segment.rows for segment in segments)
     if rows < _MIN_ROWS:
         path.unlink(missing_ok=True)
@@ -99,14 +115,23 @@ def refresh_ledger(root: Path, path: Path, segments: Sequence[Segment]) -> None:
 def _write(root: Path, path: Path, segments: Sequence[Segment]) -> None:
     """In a workspace, so that nothing is left when the process dies; the rename is the commit."""
     sizes = {file.name: _size(file) for file in {segment.file for segment in segments}}
-    footer = {"version": _VERSION, "sizes": sizes, "last_sequence": max(segment.last_sequence for segment in segments)}
+    footer = {
+        "version": LEDGER_VERSION,
+        "sizes": sizes,
+        "last_sequence": max(segment.last_sequence for segment in segments),
+    }
     options = f"FORMAT parquet, COMPRESSION snappy, KV_METADATA {{'{_FOOTER_KEY}': {literal(json.dumps(footer))}}}"
     with workspace(root, "ledger") as folder:
         made = folder / "ledger.parquet"
         with connect(memory_limit=_MEMORY_LIMIT, spill=folder / "spill") as connection:
             connection.execute("SET preserve_insertion_order = false")
             connection.execute("SET enable_progress_bar = false")
-            connection.execute(f"COPY ({_from_segments(segments)}) TO {literal(made)} ({options})")
+            try:
+                connection.execute(f"COPY ({_from_segments(segments)}) TO {literal(made)} ({options})")
+            except duckdb.Error as error:
+                raise StoreError(
+                    f"the ledger {str(path)!r} cannot be made: {first_line(error)}. Make room on the disk"
+                ) from error
         move_into_place(made, path)
 
 

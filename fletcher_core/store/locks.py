@@ -6,14 +6,17 @@ removed on release.
 
 import fcntl
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fletcher_core.errors import StoreLockedError
-from fletcher_core.store.durable import make_directory
+from fletcher_core.errors import StoreError, StoreLockedError
+from fletcher_core.store.durable import make_directory, write_failed
+
+_log = logging.getLogger(__name__)
 
 
 class FileLock:
@@ -41,6 +44,7 @@ class FileLock:
 
         Raises:
             StoreLockedError: someone else holds it; names the run and the process.
+            StoreError: as `try_acquire`.
         """
         deadline = time.monotonic() + patience
         while not self.try_acquire(run_id):
@@ -51,29 +55,56 @@ class FileLock:
             time.sleep(0.01)
 
     def try_acquire(self, run_id: str) -> bool:
-        """Takes the lock if it is free; False when someone else holds it."""
-        make_directory(self._path.parent)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return False
-        if not self._is_current(descriptor):  # the last holder removed this file between our open and our lock
-            os.close(descriptor)
-            return self.try_acquire(run_id)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"run_id": run_id, "pid": os.getpid()}).encode(), 0)
+        """Takes the lock if it is free; False when someone else holds it.
+
+        Raises:
+            StoreError: the lock's file cannot be written, or the file system has no locks.
+        """
+        while True:
+            try:
+                make_directory(self._path.parent)
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            except OSError as error:
+                raise write_failed(self._path, error) from error
+            if not self._lock(descriptor):
+                os.close(descriptor)
+                return False
+            if self._is_current(descriptor):
+                break
+            os.close(descriptor)  # the last holder removed this file between our open and our lock
         self._descriptor = descriptor
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps({"run_id": run_id, "pid": os.getpid()}).encode(), 0)
+        except OSError as error:
+            self.release()
+            raise write_failed(self._path, error) from error
         return True
 
     def release(self) -> None:
         """Lets go of the lock; nothing happens when it is not held."""
         if self._descriptor is None:
             return
-        self._path.unlink(missing_ok=True)  # while still locked: whoever waits on this file sees that it is gone
-        os.close(self._descriptor)
-        self._descriptor = None
+        try:
+            self._path.unlink(missing_ok=True)  # while still locked: whoever waits on this file sees that it is gone
+        except OSError:  # a disk that failed meanwhile: the file stays, and locks nothing once it is closed
+            _log.warning("the lock file %s cannot be removed", self._path)
+        finally:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _lock(self, descriptor: int) -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            os.close(descriptor)
+            raise StoreError(
+                f"{str(self._path)!r} cannot be locked ({error}): its file system has no locks that hold between "
+                "processes. Keep the vector store on a local disk, or mount the share with locks"
+            ) from error
+        return True
 
     def _is_current(self, descriptor: int) -> bool:
         try:

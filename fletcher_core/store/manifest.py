@@ -14,6 +14,7 @@ from typing import Literal
 from fletcher_core.errors import StoreError
 from fletcher_core.store.database import Database
 from fletcher_core.store.segments import Footer, Segment
+from fletcher_core.store.versions import MANIFEST_VERSION
 
 State = Literal["pending", "sending", "sent", "applied", "searchable"]
 STATES: tuple[State, ...] = ("pending", "sending", "sent", "applied", "searchable")
@@ -66,13 +67,15 @@ class Delivery:
 class Manifest:
     """The SQLite database at `<root>/manifest.sqlite`. Safe to share between threads.
 
+    `unwritable` says why the disk cannot be written, where that is so: the manifest is then only read.
+
     Raises:
         StoreError: as `Database`.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, unwritable: StoreError | None = None) -> None:
         self._root = root
-        self._database = Database(root / MANIFEST_FILE, _SCHEMA)
+        self._database = Database(root / MANIFEST_FILE, _SCHEMA, version=MANIFEST_VERSION, unwritable=unwritable)
 
     def close(self) -> None:
         """Closes the database; the object cannot be used any more."""
@@ -112,7 +115,8 @@ class Manifest:
     def generations(self, collection: str) -> list[str]:
         """Names of a collection's generations, the one written most recently first."""
         rows = self._database.read(
-            "SELECT name FROM generations WHERE collection = ? ORDER BY last_sequence DESC, created_at DESC, name",
+            # Of those without rows the one made last: by its place in the table, as clocks may go back.
+            "SELECT name FROM generations WHERE collection = ? ORDER BY last_sequence DESC, rowid DESC",
             (collection,),
         )
         return [name for (name,) in rows]

@@ -1,8 +1,11 @@
 """Rows that could not be embedded, with the reason, kept until a later run gets over them.
 
-Each write is a Parquet file of its own, so runs never wait for each other.
+Each write is a Parquet file of its own, so runs never wait for each other. Its name begins with a number above those
+of all earlier files of the partition: the order of the files, whatever the clock says.
 """
 
+import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +16,9 @@ import pyarrow.parquet as pq
 
 from fletcher_core.errors import StoreError
 from fletcher_core.sql import connect
-from fletcher_core.store.durable import committed
+from fletcher_core.store.durable import committed, write_failed
 from fletcher_core.store.schema import folder_name
+from fletcher_core.store.versions import QUARANTINE_VERSION, check_version, version_of
 
 ROW_SCHEMA = pa.schema(
     [
@@ -33,6 +37,9 @@ SCHEMA = pa.schema(
         pa.field("at", pa.timestamp("us", tz="UTC")),
     ]
 )
+_NUMBER = pa.field("number", pa.int64())
+_FOOTER_KEY = b"fletcher.quarantine"
+_FOOTER = {_FOOTER_KEY: json.dumps({"version": QUARANTINE_VERSION}).encode()}
 
 
 class Quarantine:
@@ -45,7 +52,8 @@ class Quarantine:
         """Adds rows (id, reason, message, content_hash). A row that was in before counts one attempt more.
 
         Raises:
-            StoreError: a column is missing or no text.
+            StoreError: a column is missing or no text; the disk is full; an earlier file is damaged or of a newer
+                version.
         """
         table = _rows(rows)
         if table.num_rows == 0:
@@ -67,17 +75,23 @@ class Quarantine:
             .append_column("partition_key", pa.repeat(partition_key, count))
             .append_column("at", pa.repeat(pa.scalar(int(time.time() * 1e6), SCHEMA.field("at").type), count))
         )
-        path = self._folder / folder_name(partition_key) / f"rows-{time.time_ns()}-{uuid4().hex[:8]}.parquet"
-        with committed(path) as file:
-            pq.write_table(counted.select(SCHEMA.names).cast(SCHEMA), file, compression="zstd")
+        number = max(map(_number, self._files(partition_key)), default=0) + 1
+        path = self._folder / folder_name(partition_key) / f"rows-{number:010d}-{uuid4().hex[:8]}.parquet"
+        with committed(path) as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
+            writer.write_table(counted.select(SCHEMA.names).cast(SCHEMA))
+            writer.add_key_value_metadata(_FOOTER)
 
     def read(self, partition_key: str | None = None) -> pa.Table:
-        """One row an id: id, reason, message, content_hash, run_id, partition_key, attempts int32, at; as last seen."""
+        """One row an id: id, reason, message, content_hash, run_id, partition_key, attempts int32, at; as last seen.
+
+        Raises:
+            StoreError: a file is damaged or of a newer version.
+        """
         with connect() as connection:
             connection.register("recorded", self._recorded(partition_key))
             newest = (
-                "SELECT * FROM recorded "
-                'QUALIFY row_number() OVER (PARTITION BY partition_key, id ORDER BY "at" DESC) = 1 '
+                "SELECT * EXCLUDE (number) FROM recorded "
+                "QUALIFY row_number() OVER (PARTITION BY partition_key, id ORDER BY number DESC, reason) = 1 "
                 "ORDER BY partition_key, id"
             )
             rows: pa.Table = connection.sql(newest).to_arrow_table()
@@ -85,16 +99,45 @@ class Quarantine:
 
     def retain(self, partition_key: str, run_id: str) -> None:
         """Drops what runs other than `run_id` put in: for the end of a run that tried the whole partition."""
-        for path in self._files(partition_key):
-            if run_id not in pq.read_table(path, columns=["run_id"])["run_id"].unique().to_pylist():
+        runs = {path: _read(path)["run_id"].unique().to_pylist() for path in self._files(partition_key)}
+        try:
+            for path in (path for path, found in runs.items() if run_id not in found):
                 path.unlink(missing_ok=True)
+        except OSError as error:
+            raise write_failed(self._folder, error) from error
 
     def _recorded(self, partition_key: str | None) -> pa.Table:
-        tables = [pq.read_table(path, schema=SCHEMA) for path in self._files(partition_key)]
-        return pa.concat_tables([SCHEMA.empty_table(), *tables])
+        """Rows of all files with the number of their file."""
+        schema = SCHEMA.append(_NUMBER)
+        tables = [
+            table.append_column(_NUMBER, pa.repeat(pa.scalar(_number(path), pa.int64()), table.num_rows))
+            for path in self._files(partition_key)
+            for table in [_read(path)]
+        ]
+        return pa.concat_tables([schema.empty_table(), *tables])
 
     def _files(self, partition_key: str | None) -> list[Path]:
         return sorted(self._folder.glob(f"{'*' if partition_key is None else folder_name(partition_key)}/*.parquet"))
+
+
+def _number(path: Path) -> int:
+    """The number in a file's name; earlier versions took one from the clock, which is above all that count up."""
+    found = re.match(r"rows-(\d{1,19})-", path.name)
+    return int(found[1]) if found else 0
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        with pq.ParquetFile(path) as file:
+            described = json.loads((file.metadata.metadata or {}).get(_FOOTER_KEY, b"{}"))
+            check_version(path, version_of(described), QUARANTINE_VERSION)
+            return file.read().select(SCHEMA.names).cast(SCHEMA)
+    except FileNotFoundError:  # dropped since it was listed
+        return SCHEMA.empty_table()
+    except (OSError, pa.ArrowException, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"the quarantine file {str(path)!r} is damaged ({error}): move it away; the next run sets rows aside anew"
+        ) from error
 
 
 def _rows(rows: pa.Table | Sequence[dict[str, str | None]]) -> pa.Table:

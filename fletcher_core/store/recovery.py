@@ -9,7 +9,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from fletcher_core.store.durable import TEMPORARY_SUFFIX, committed, force_directory
+from fletcher_core.errors import StoreError
+from fletcher_core.store.durable import TEMPORARY_SUFFIX, committed, force_directory, write_failed
 from fletcher_core.store.identity import FILE_NAME, read_identity
 from fletcher_core.store.locks import store_lock
 from fletcher_core.store.manifest import Manifest
@@ -21,17 +22,17 @@ _log = logging.getLogger(__name__)
 
 def rebuild(root: Path, manifest: Manifest) -> None:
     """Fills an empty manifest from the files. Nobody else may be using the store."""
+    # All is read before anything is recorded: of a store with files that a newer Fletcher wrote, nothing is.
+    identities = [read_identity(schema_file.parent) for schema_file in root.glob(f"*/{FILE_NAME}")]
     files: list[tuple[Path, Footer]] = []
-    for schema_file in sorted(root.glob(f"*/{FILE_NAME}")):
-        identity = read_identity(schema_file.parent)
-        manifest.add_generation(identity.name, identity.collection, identity.created_at)
-        for folder in sorted((schema_file.parent / "segments").glob("*/")):
+    for identity in identities:
+        for folder in sorted((root / identity.name / "segments").glob("*/")):
             files += _current(folder, sorted(folder.glob("*.parquet")))
     used = [entry.last_sequence for _, footer in files for entry in footer.segments]
-    floor = root / _FLOOR_NAME
-    if floor.exists():
-        used.append(int(floor.read_text()) - 1)
-    manifest.add_files(files, next_sequence=max(used, default=0) + 1)
+    used.append(_floor(root) - 1)
+    for identity in sorted(identities, key=lambda identity: (identity.created_at, identity.name)):
+        manifest.add_generation(identity.name, identity.collection, identity.created_at)
+    manifest.add_files(files, next_sequence=max(used) + 1)
 
 
 def needs_recovery(manifest: Manifest, generation: str, folder: Path) -> bool:
@@ -44,15 +45,20 @@ def recover(root: Path, manifest: Manifest, generation: str, folder: Path) -> No
     """Makes a partition's folder and the manifest agree. The caller holds the partition's lock."""
     if not folder.is_dir() or not needs_recovery(manifest, generation, folder):
         return
-    for temporary in folder.glob(f"*{TEMPORARY_SUFFIX}"):
-        temporary.unlink()
-    collect_garbage(root, manifest, folder)
     known = {file for file in manifest.files(generation) if file.parent == folder}
-    present = set(folder.glob("*.parquet"))
+    present = set(folder.glob("*.parquet")) - set(manifest.garbage())
+    # Read first: when a newer Fletcher wrote one of them, nothing here is for us to put in order.
+    found = _current(folder, sorted(present - known))
+    try:
+        for temporary in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise write_failed(folder, error) from error
+    collect_garbage(root, manifest, folder)
     for file in sorted(known - present):
         _log.warning("segment file %s is gone: its rows count as not embedded", file)
     manifest.drop_files(sorted(known - present), garbage=False)
-    manifest.add_files(_current(folder, sorted(present - known)))
+    manifest.add_files(found)
     collect_garbage(root, manifest, folder)
 
 
@@ -64,10 +70,26 @@ def collect_garbage(root: Path, manifest: Manifest, folder: Path) -> None:
     # Their sequences must not be given out again, even if the manifest is lost and rebuilt without these files.
     with store_lock(root).held("compaction", patience=60), committed(root / _FLOOR_NAME) as floor:
         floor.write(str(manifest.next_sequence()).encode())
-    for file in files:
-        file.unlink(missing_ok=True)
-    force_directory(folder)
+    try:
+        for file in files:
+            file.unlink(missing_ok=True)
+        force_directory(folder)
+    except OSError as error:
+        raise write_failed(folder, error) from error
     manifest.collected(files)
+
+
+def _floor(root: Path) -> int:
+    """The least sequence that may be given out, as `collect_garbage` noted it down."""
+    path = root / _FLOOR_NAME
+    if not path.exists():
+        return 1
+    try:
+        return int(path.read_text())
+    except ValueError as error:
+        raise StoreError(
+            f"{str(path)!r} is damaged ({error}): write a number into it that is above every sequence ever given out"
+        ) from error
 
 
 def _current(folder: Path, paths: Sequence[Path]) -> list[tuple[Path, Footer]]:

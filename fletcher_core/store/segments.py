@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from fletcher_core.errors import StoreError
 from fletcher_core.store.schema import REPEATED_STRINGS
+from fletcher_core.store.versions import SEGMENT_VERSION, check_version, version_of
 
 _FOOTER_KEY = b"fletcher.segment"
 _ROW_GROUP_BYTES = 16 << 20
@@ -74,7 +75,7 @@ class Footer:
 
     def encode(self) -> dict[bytes, bytes]:
         """As Parquet key-value metadata."""
-        return {_FOOTER_KEY: json.dumps(asdict(self)).encode()}
+        return {_FOOTER_KEY: json.dumps({"version": SEGMENT_VERSION, **asdict(self)}).encode()}
 
 
 def new_label(first_sequence: int) -> str:
@@ -106,15 +107,16 @@ def read_footer(path: Path) -> Footer:
     """The footer of a segment file.
 
     Raises:
-        StoreError: the file is damaged or was not written by Fletcher.
+        StoreError: the file is damaged, was not written by Fletcher, or was written by a newer one.
         FileNotFoundError: there is no such file.
     """
     try:
         metadata = pq.read_metadata(path).metadata or {}
         content = json.loads(metadata[_FOOTER_KEY])
+        check_version(path, version_of(content), SEGMENT_VERSION)
         entries = tuple(SegmentEntry(**entry) for entry in content["segments"])
         return Footer(content["generation"], content["partition_key"], entries, tuple(content["inputs"]))
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+    except (pa.ArrowException, AttributeError, KeyError, TypeError, ValueError) as error:
         raise StoreError(
             f"{str(path)!r} is damaged or no segment of Fletcher's ({error}): move it out of the folder; rows that "
             "only it held are embedded again on the next run"

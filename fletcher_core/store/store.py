@@ -3,6 +3,7 @@
 It is the durable output, the record that change detection compares with, and the outbox for Longbow.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import pyarrow as pa
 from fletcher_core.errors import ConfigError, StoreError
 from fletcher_core.models.card import ModelCard
 from fletcher_core.store import workspace
-from fletcher_core.store.durable import TEMPORARY_SUFFIX, make_directory
+from fletcher_core.store.durable import TEMPORARY_SUFFIX, UnwritableError, make_directory
 from fletcher_core.store.generation import Generation
 from fletcher_core.store.identity import FILE_NAME, Identity, read_identity
 from fletcher_core.store.locks import store_lock
@@ -22,6 +23,8 @@ from fletcher_core.store.manifest import MANIFEST_FILE, Manifest
 from fletcher_core.store.quarantine import Quarantine
 from fletcher_core.store.recovery import rebuild
 from fletcher_core.store.schema import VectorType, folder_name
+
+_log = logging.getLogger(__name__)
 
 
 class VectorStore:
@@ -39,15 +42,22 @@ class VectorStore:
 
         Raises:
             ConfigError: no collection name.
-            StoreError: the folder cannot be used, or files in it are damaged.
+            StoreError: the folder cannot be used, or files in it are damaged or of a newer version.
+
+        A store that is there, but whose disk is full, read-only or not ours, is opened for reading: writing raises.
         """
         if not collection:
             raise ConfigError("a vector store needs a collection name")
-        path = Path(root).absolute()
+        path = _resolved(root)
         try:
             make_directory(path)
             with store_lock(path).held("open", patience=60):
                 manifest = _manifest(path)
+        except UnwritableError as error:
+            if not (path / MANIFEST_FILE).is_file():
+                raise
+            _log.warning("the vector store is opened for reading only: %s", error)
+            return cls(path, collection, Manifest(path, unwritable=error))
         except OSError as error:
             raise StoreError(f"cannot use {str(path)!r} as a vector store: {error}") from error
         store = cls(path, collection, manifest)
@@ -126,11 +136,23 @@ class VectorStore:
         return Generation(self.root, self.manifest, read_identity(self.root / name))
 
 
+def _resolved(root: str | os.PathLike[str]) -> Path:
+    """The folder without symbolic links, so that all who reach a store by different paths name it alike."""
+    path = Path(root).absolute()
+    for part in (path, *path.parents):
+        if part.is_symlink() and not part.exists():
+            raise StoreError(
+                f"cannot use {str(path)!r} as a vector store: the symbolic link {str(part)!r} leads to "
+                f"{os.readlink(part)!r}, which does not exist or leads back to it. Make that folder, or mend the link"
+            )
+    return Path(os.path.realpath(path))
+
+
 def _manifest(root: Path) -> Manifest:
     """The caller holds the store's lock."""
+    manifest = Manifest(root)  # first: a newer Fletcher's store is left as it is
     for leftover in (*root.glob(f"*{TEMPORARY_SUFFIX}"), *root.glob(f"*/{FILE_NAME}.*{TEMPORARY_SUFFIX}")):
         leftover.unlink(missing_ok=True)
-    manifest = Manifest(root)
     if manifest.next_sequence() is None:
         rebuild(root, manifest)
     return manifest

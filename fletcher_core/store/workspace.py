@@ -6,18 +6,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from fletcher_core.store.durable import make_directory
+from fletcher_core.store.durable import make_directory, write_failed
 from fletcher_core.store.locks import FileLock
 from fletcher_core.store.schema import slug
 
 
 @contextmanager
 def workspace(root: Path, run_id: str) -> Iterator[Path]:
-    """An empty folder for the length of a `with` block; each call gets its own."""
+    """An empty folder for the length of a `with` block; each call gets its own.
+
+    Raises:
+        StoreError: the folder cannot be made.
+    """
     name = f"{slug(run_id)}-{uuid4().hex[:8]}"
     with _lock(root, name).held(run_id):
         folder = root / "work" / name
-        make_directory(folder)
+        try:
+            make_directory(folder)
+        except OSError as error:
+            raise write_failed(folder, error) from error
         try:
             yield folder
         finally:

@@ -116,7 +116,7 @@ def test_a_damaged_ledger_is_not_read_and_made_anew(written: Generation, content
 
 
 def test_a_ledger_of_another_version_is_not_read(written: Generation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "_VERSION", 2)
+    monkeypatch.setattr(ledger, "LEDGER_VERSION", 2)
     assert not is_used(written)
     assert compared(written) == live(written)
 
