@@ -26,7 +26,7 @@ from fletcher_core.store.manifest import Manifest
 from fletcher_core.store.recent import RecentSegments
 from fletcher_core.store.recovery import collect_garbage, needs_recovery, recover
 from fletcher_core.store.rows import checked_rows, segment_table
-from fletcher_core.store.schema import DELETE, VectorType, folder_name
+from fletcher_core.store.schema import DELETE, VectorType, check_text_name, folder_name
 from fletcher_core.store.segments import (
     Footer,
     Segment,
@@ -84,7 +84,9 @@ class Generation:
 
         Raises:
             StoreLockedError: another run has it; names the run and the process.
+            ConfigError: the key is not valid Unicode.
         """
+        check_text_name("partition key", partition_key)
         with self._lock(partition_key).held(run_id):
             self._held.add(partition_key)
             try:

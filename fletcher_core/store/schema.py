@@ -65,6 +65,14 @@ def check_metadata_names(names: list[str] | tuple[str, ...]) -> None:
         seen.add(name.lower())
 
 
+def check_text_name(kind: str, name: str) -> None:
+    """Raises `ConfigError` when a name cannot be kept as text, as it holds half a character (a lone surrogate)."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"the {kind} {name!r} is not valid Unicode ({error.reason}): give it another name") from error
+
+
 def new_generation_name(collection: str, card: ModelCard) -> str:
     """`<collection>-<model>-<dimension>-<8 random hex digits>`: name of a folder and of a Longbow dataset.
 
@@ -89,5 +97,5 @@ def folder_name(key: str) -> str:
         return "_"
     if re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,99}", key):
         return key
-    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+    digest = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:12]
     return f"{slug(key)}~{digest}"

@@ -22,7 +22,7 @@ from fletcher_core.store.locks import store_lock
 from fletcher_core.store.manifest import MANIFEST_FILE, Manifest
 from fletcher_core.store.quarantine import Quarantine
 from fletcher_core.store.recovery import rebuild
-from fletcher_core.store.schema import VectorType, folder_name
+from fletcher_core.store.schema import VectorType, check_text_name, folder_name
 
 _log = logging.getLogger(__name__)
 
@@ -41,13 +41,14 @@ class VectorStore:
         """Opens or creates the store, and puts in order what killed runs left behind.
 
         Raises:
-            ConfigError: no collection name.
+            ConfigError: no collection name, or one that is not valid Unicode.
             StoreError: the folder cannot be used, or files in it are damaged or of a newer version.
 
         A store that is there, but whose disk is full, read-only or not ours, is opened for reading: writing raises.
         """
         if not collection:
             raise ConfigError("a vector store needs a collection name")
+        check_text_name("collection", collection)
         path = _resolved(root)
         try:
             make_directory(path)
@@ -139,13 +140,19 @@ class VectorStore:
 def _resolved(root: str | os.PathLike[str]) -> Path:
     """The folder without symbolic links, so that all who reach a store by different paths name it alike."""
     path = Path(root).absolute()
-    for part in (path, *path.parents):
-        if part.is_symlink() and not part.exists():
-            raise StoreError(
-                f"cannot use {str(path)!r} as a vector store: the symbolic link {str(part)!r} leads to "
-                f"{os.readlink(part)!r}, which does not exist or leads back to it. Make that folder, or mend the link"
-            )
-    return Path(os.path.realpath(path))
+    try:
+        for part in (path, *path.parents):
+            if part.is_symlink() and not os.path.exists(part):
+                raise StoreError(
+                    f"cannot use {str(path)!r} as a vector store: the symbolic link {str(part)!r} leads to "
+                    f"{os.readlink(part)!r}, which does not exist or leads back to it. Make that folder, or mend the "
+                    "link"
+                )
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"cannot use {str(path)!r} as a vector store: {error}. Give the path of a folder that can be"
+        ) from error
 
 
 def _manifest(root: Path) -> Manifest:
