@@ -1,6 +1,7 @@
 # Everything goes through a virtual environment in this folder; every target sets it up first if it must.
 #   make demo     the whole path on real text, in a few minutes        make ui      the Dagster UI on the demo's project
 #   make test     the whole suite                                      make lint    format | typecheck | bench | clean
+#   make fuzz     damaged model folders, then damaged calls to the embedded server, SECONDS=60 of each
 # Another interpreter: make setup PYTHON=python3.12
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ STAMP := $(VENV)/.installed
 BENCH_VENV := .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed
 PACKAGES := fletcher_core fletcher_dagster demo
-CODE := $(PACKAGES) kernels tests bench
+CODE := $(PACKAGES) kernels tests bench chaos
 NATIVE := kernels/simd/CMakeLists.txt $(foreach folder,. arrow encoder unicode wordpiece wordpiece/isa,\
   $(wildcard $(foreach ending,h cpp inc,kernels/simd/$(folder)/*.$(ending))))
 BUILD := scikit-build-core nanobind cmake ninja
@@ -26,10 +27,10 @@ export DAGSTER_DISABLE_TELEMETRY := 1
 BENCHES := materialize flight change_detection cache memory int8
 RESULTS ?= bench-results
 
-.PHONY: help setup demo ui test lint format typecheck bench bench-engine bench-latency bench-tokenizer bench-compare clean
+.PHONY: help setup demo ui test fuzz lint format typecheck bench bench-engine bench-latency bench-tokenizer bench-compare clean
 
 help:
-	@sed -n '2,4s/^# *//p' Makefile
+	@sed -n '2,5s/^# *//p' Makefile
 
 setup: $(STAMP)
 
@@ -61,6 +62,13 @@ ui: setup
 
 test: setup
 	@$(BIN)/python -m pytest -n 2 tests
+
+# Each ends with one line of JSON; the status is 1 after findings, which are left in $(RESULTS)/fuzz.
+SECONDS ?= 60
+SEED ?= 1
+fuzz: setup
+	@status=0; for part in loader server; do $(BIN)/python -m chaos.fuzz_$$part --seconds $(SECONDS) --seed $(SEED) \
+	  --replay tests/data/fuzz/$$part --save $(RESULTS)/fuzz/$$part || status=1; done; exit $$status
 
 lint: setup
 	@$(BIN)/ruff check $(CODE)

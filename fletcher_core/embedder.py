@@ -139,7 +139,7 @@ class Embedder:
             raise ConfigError(f"dimension is {dimension}; model {package.name!r} has vectors of {full}")
         normalize = package.normalize if normalize is None else normalize
         document = package.prompt_text(prompt, "document", "passage", "corpus")
-        tokenizer = load_tokenizer(package.folder)
+        tokenizer = load_tokenizer(package.folder, package.architecture.vocab_size)
         encoder = TextEncoder(tokenizer, max_length, long_text, chunk_overlap, document)
         query = TextEncoder(tokenizer, max_length, "truncate", 0, package.prompt_text(query_prompt, "query"))
         spec = EngineSpec(

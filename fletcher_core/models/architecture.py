@@ -4,7 +4,6 @@ Two families: BERT (learned positions, GELU) and NomicBERT (rotary positions, Sw
 comes in two dialects, the one of transformers and the GPT-2 style one of the model's first publication.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fletcher_core.errors import ModelError
+from fletcher_core.models.json_file import brief, entries, number, read_json, whole
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 Family = Literal["bert", "nomic_bert"]
@@ -27,6 +27,9 @@ _ACTIVATIONS: dict[str, Activation] = {
     "swish": "silu",
     "swiglu": "silu",
 }
+
+# Of a rotary model, whose positions no tensor of the file bears out: tables of so many rows are made.
+_MAX_ROTARY_POSITIONS = 131_072
 
 
 @dataclass(frozen=True)
@@ -73,84 +76,70 @@ class Architecture:
         """Read `config.json` in `folder`.
 
         Raises:
-            ModelError: the file is missing or damaged, a field is missing, or the kind of model is not supported.
+            ModelError: the file is missing or damaged, a field is missing or has a value that cannot be, or the kind
+                of model is not supported.
         """
         path = folder / "config.json"
         config = read_json(path)
         kind = config.get("model_type")
-        try:
-            if kind == "bert":
-                return _bert(config, path)
-            if kind == "nomic_bert":
-                return _nomic(config, path)
-        except KeyError as missing:
-            raise ModelError(
-                f"{path} has no field {missing}: the checkpoint is incomplete, download it again"
-            ) from missing
+        if kind == "bert":
+            return _bert(config, path)
+        if kind == "nomic_bert":
+            return _nomic(config, path)
         raise ModelError(
-            f"{path}: model_type is {kind!r}, and Fletcher runs 'bert' (MiniLM, BGE, E5, GTE-v1, Arctic) and "
-            "'nomic_bert'; choose a model of one of these families"
+            f"{path}: model_type is {brief(repr(kind))}, and Fletcher runs 'bert' (MiniLM, BGE, E5, GTE-v1, Arctic) "
+            "and 'nomic_bert'; choose a model of one of these families"
         )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`, or a `ModelError` that names the file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(
-            f"{path} is missing: a model folder needs config.json, model.safetensors and tokenizer.json"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON ({error}): download the model again") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} must hold a JSON object, not a {type(value).__name__}")
-    return value
-
-
-def _activation(name: str, path: Path) -> Activation:
-    if name not in _ACTIVATIONS:
-        raise ModelError(f"{path}: activation {name!r} is not supported; known are {sorted(_ACTIVATIONS)}")
+def _activation(config: dict[str, Any], path: Path) -> Activation:
+    name = config.get("hidden_act")
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        raise ModelError(f"{path}: activation {brief(repr(name))} is not supported; known are {sorted(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
 
 
-def _check_heads(hidden_size: int, heads: int, path: Path) -> None:
-    if heads < 1 or hidden_size % heads:
+def _check_heads(architecture: Architecture, path: Path) -> Architecture:
+    hidden_size, heads = architecture.hidden_size, architecture.heads
+    if hidden_size % heads:
         raise ModelError(f"{path}: hidden size {hidden_size} is not a multiple of {heads} attention heads")
+    if architecture.rope_theta is not None and architecture.head_dim % 2:
+        raise ModelError(f"{path}: heads of {architecture.head_dim} elements cannot be rotated by halves")
+    return architecture
 
 
 def _bert(config: dict[str, Any], path: Path) -> Architecture:
-    if config.get("position_embedding_type", "absolute") != "absolute":
-        raise ModelError(
-            f"{path}: position_embedding_type {config['position_embedding_type']!r} is not supported, only 'absolute'"
-        )
+    positions = config.get("position_embedding_type", "absolute")
+    if positions != "absolute":
+        raise ModelError(f"{path}: position_embedding_type {brief(repr(positions))} is not supported, only 'absolute'")
     return _transformers_style(config, path, "bert", None)
 
 
 def _transformers_style(config: dict[str, Any], path: Path, family: Family, rope_theta: float | None) -> Architecture:
-    _check_heads(config["hidden_size"], config["num_attention_heads"], path)
-    return Architecture(
+    architecture = Architecture(
         family=family,
-        vocab_size=config["vocab_size"],
-        hidden_size=config["hidden_size"],
-        layers=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        intermediate_size=config["intermediate_size"],
-        activation=_activation(config["hidden_act"], path),
-        max_positions=config["max_position_embeddings"],
-        type_vocab_size=config.get("type_vocab_size", 2),
-        norm_epsilon=config.get("layer_norm_eps", 1e-12),
+        vocab_size=whole(config, "vocab_size", path),
+        hidden_size=whole(config, "hidden_size", path),
+        layers=whole(config, "num_hidden_layers", path),
+        heads=whole(config, "num_attention_heads", path),
+        intermediate_size=whole(config, "intermediate_size", path),
+        activation=_activation(config, path),
+        max_positions=_positions(config, "max_position_embeddings", path, rotary=rope_theta is not None),
+        type_vocab_size=whole(config, "type_vocab_size", path, default=2),
+        norm_epsilon=_epsilon(config, "layer_norm_eps", path),
         rope_theta=rope_theta,
     )
+    return _check_heads(architecture, path)
 
 
 def _nomic(config: dict[str, Any], path: Path) -> Architecture:
     if "n_embd" in config:
         return _nomic_published(config, path)
-    rope = config.get("rope_parameters") or {"rope_type": "default", "rope_theta": config["rope_theta"]}
-    if rope.get("rope_type", "default") != "default":
-        raise ModelError(f"{path}: rope_type {rope['rope_type']!r} is not supported, only 'default'")
-    return _transformers_style(config, path, "nomic_bert", float(rope["rope_theta"]))
+    rope = entries(config, "rope_parameters", path) or config
+    kind = rope.get("rope_type", "default")
+    if kind != "default":
+        raise ModelError(f"{path}: rope_type {brief(repr(kind))} is not supported, only 'default'")
+    return _transformers_style(config, path, "nomic_bert", _theta(rope, "rope_theta", path))
 
 
 def _nomic_published(config: dict[str, Any], path: Path) -> Architecture:
@@ -167,22 +156,37 @@ def _nomic_published(config: dict[str, Any], path: Path) -> Architecture:
     for field, (wanted, meaning) in refused.items():
         if config.get(field, wanted) not in (wanted, None):
             raise ModelError(
-                f"{path}: {field} is {config[field]!r}; Fletcher runs NomicBERT with {meaning} only ({wanted!r})"
+                f"{path}: {field} is {brief(repr(config[field]))}; "
+                f"Fletcher runs NomicBERT with {meaning} only ({wanted!r})"
             )
-    if config.get("moe_every_n_layers", 0) > 0:
+    if whole(config, "moe_every_n_layers", path, least=0, default=0):
         raise ModelError(f"{path}: mixture-of-experts NomicBERT is not supported; use nomic-embed-text-v1 or v1.5")
-    _check_heads(config["n_embd"], config["n_head"], path)
-    return Architecture(
+    hidden = whole(config, "n_embd", path)
+    # Without rotary scaling the model is only valid up to the length that it was trained on.
+    trained = "max_trained_positions" if config.get("max_trained_positions") else "n_positions"
+    architecture = Architecture(
         family="nomic_bert",
-        vocab_size=config["vocab_size"],
-        hidden_size=config["n_embd"],
-        layers=config["n_layer"],
-        heads=config["n_head"],
-        intermediate_size=config.get("n_inner") or 4 * config["n_embd"],
+        vocab_size=whole(config, "vocab_size", path),
+        hidden_size=hidden,
+        layers=whole(config, "n_layer", path),
+        heads=whole(config, "n_head", path),
+        intermediate_size=whole(config, "n_inner", path, least=0, default=0) or 4 * hidden,
         activation="silu",
-        # Without rotary scaling the model is only valid up to the length that it was trained on.
-        max_positions=config.get("max_trained_positions") or config["n_positions"],
-        type_vocab_size=config.get("type_vocab_size", 2),
-        norm_epsilon=config.get("layer_norm_epsilon", 1e-12),
-        rope_theta=float(config["rotary_emb_base"]),
+        max_positions=_positions(config, trained, path, rotary=True),
+        type_vocab_size=whole(config, "type_vocab_size", path, default=2),
+        norm_epsilon=_epsilon(config, "layer_norm_epsilon", path),
+        rope_theta=_theta(config, "rotary_emb_base", path),
     )
+    return _check_heads(architecture, path)
+
+
+def _positions(config: dict[str, Any], key: str, path: Path, *, rotary: bool) -> int:
+    return whole(config, key, path, most=_MAX_ROTARY_POSITIONS) if rotary else whole(config, key, path)
+
+
+def _epsilon(config: dict[str, Any], key: str, path: Path) -> float:
+    return number(config, key, path, least=1e-30, most=1.0, default=1e-12)
+
+
+def _theta(config: dict[str, Any], key: str, path: Path) -> float:
+    return number(config, key, path, least=1.0, most=1e15)

@@ -1,12 +1,14 @@
 """`model.safetensors` in, the encoder's weights under one set of names out.
 
 Every tensor is checked against the shape that `config.json` implies, so that a wrong checkpoint fails at load with the
-tensor's name and both shapes, never as a wrong vector. Layouts follow PyTorch's Linear: `[out, in]`.
+tensor's name and both shapes, never as a wrong vector. The check reads the file's header alone, whose offsets
+safetensors has held against the file's size: no memory is taken for what is not there. No other format is read, and
+pickles least of all. Layouts follow PyTorch's Linear: `[out, in]`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,10 @@ from safetensors import SafetensorError, safe_open
 
 from fletcher_core.errors import ModelError
 from fletcher_core.models.architecture import Architecture
+from fletcher_core.models.json_file import brief
+
+# Element types of tensors, as safetensors names them.
+_FLOATS = ("F16", "F32", "F64")
 
 Array = npt.NDArray[np.float32]
 
@@ -63,21 +69,25 @@ def load_weights(folder: Path, architecture: Architecture) -> Weights:
         )
     try:
         with safe_open(str(path), framework="numpy") as file:
-            tensors = _Tensors(path, set(file.keys()), file.get_tensor)
+            tensors = _Tensors(path, file)
             return _bert(tensors, architecture) if architecture.family == "bert" else _nomic(tensors, architecture)
     except SafetensorError as error:
-        raise ModelError(f"{path} is not a valid safetensors file ({error}): download the model again") from error
+        raise ModelError(
+            f"{path} is not a valid safetensors file ({brief(error)}): download the model again"
+        ) from error
+    except OSError as error:  # an empty file cannot be mapped
+        raise ModelError(f"{path} cannot be read ({brief(error)}): download the model again") from error
 
 
 class _Tensors:
     """Tensors of one file by name, whatever prefix the checkpoint was saved with."""
 
-    def __init__(self, path: Path, names: set[str], read: Callable[[str], npt.NDArray[np.generic]]):
+    def __init__(self, path: Path, file: Any):
         self.path = path
-        self.names = names
-        self._read = read
+        self.names = set(file.keys())
+        self._file = file
         anchor = "word_embeddings.weight"
-        found = sorted((name for name in names if name.endswith("embeddings." + anchor)), key=len)
+        found = sorted((name for name in self.names if name.endswith("embeddings." + anchor)), key=len)
         if not found:
             raise ModelError(f"{path} has no tensor 'embeddings.{anchor}': it is not a BERT or NomicBERT encoder")
         self.prefix = found[0].removesuffix("embeddings." + anchor)
@@ -88,13 +98,19 @@ class _Tensors:
     def take(self, name: str, *shape: int) -> Array:
         full = self.prefix + name
         if full not in self.names:
-            raise ModelError(f"{self.path} has no tensor {full!r} (expected with shape {list(shape)})")
-        tensor = self._read(full)
-        if tensor.shape != shape:
+            raise ModelError(f"{self.path} has no tensor {brief(repr(full))} (expected with shape {list(shape)})")
+        header = self._file.get_slice(full)
+        if tuple(header.get_shape()) != shape:
             raise ModelError(
-                f"{self.path}: tensor {full!r} has shape {list(tensor.shape)}, "
+                f"{self.path}: tensor {brief(repr(full))} has shape {brief(header.get_shape())}, "
                 f"but config.json implies {list(shape)}; the weights and the configuration are of different models"
             )
+        if header.get_dtype() not in _FLOATS:
+            raise ModelError(
+                f"{self.path}: tensor {brief(repr(full))} is of {header.get_dtype()}, and Fletcher reads "
+                f"{', '.join(_FLOATS)}: save the weights in one of these"
+            )
+        tensor = self._file.get_tensor(full)
         return np.ascontiguousarray(tensor, dtype=np.float32)
 
 

@@ -4,13 +4,13 @@ Reads `modules.json` and the files that it names; a bare transformers folder get
 """
 
 import hashlib
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from fletcher_core.errors import ModelError
-from fletcher_core.models.architecture import Architecture, read_json
+from fletcher_core.models.architecture import Architecture
+from fletcher_core.models.json_file import brief, entries, flag, length_limit, read_any_json, read_json, text
 
 Pooling = Literal["mean", "cls", "last"]
 
@@ -58,7 +58,8 @@ class ModelPackage:
             folder_of_weights = folder
         saved = _optional(folder_of_weights / "sentence_bert_config.json")
         sentence = _optional(folder / "config_sentence_transformers.json")
-        prompts = {str(key): str(value) for key, value in (sentence.get("prompts") or {}).items()}
+        prompts = _prompts(sentence, folder / "config_sentence_transformers.json")
+        default = sentence.get("default_prompt_name")
         return cls(
             folder=folder_of_weights,
             name=name or folder.resolve().name,
@@ -67,7 +68,7 @@ class ModelPackage:
             normalize="Normalize" in modules or not modules,
             max_length=_max_length(folder_of_weights, architecture, saved),
             prompts=prompts,
-            default_prompt=sentence.get("default_prompt_name"),
+            default_prompt=default if isinstance(default, str) else None,
         )
 
     def prompt_text(self, prompt: str | None, *roles: str) -> str:
@@ -114,17 +115,37 @@ def _modules(folder: Path) -> dict[str, str]:
     path = folder / "modules.json"
     if not path.is_file():
         return {}
-    try:
-        entries = [(entry["type"].rsplit(".", 1)[-1], entry["path"]) for entry in json.loads(path.read_text("utf-8"))]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} cannot be read ({error}): download the model again") from error
-    known = {"Transformer", "Pooling", "Normalize"}
-    for kind, _ in entries:
-        if kind not in known:
+    listed = read_any_json(path)
+    if not isinstance(listed, list):
+        raise ModelError(f"{path} must hold a list of modules, not a {type(listed).__name__}")
+    modules = {}
+    for place, module in enumerate(listed):
+        if not isinstance(module, dict):
+            raise ModelError(f"{path}: module {place} is {brief(repr(module))}; it must be an object of type and path")
+        kind = text(module.get("type"), f"type of module {place}", path).rsplit(".", 1)[-1]
+        if kind not in ("Transformer", "Pooling", "Normalize"):
             raise ModelError(
-                f"{path} asks for a {kind!r} module; Fletcher runs Transformer, Pooling and Normalize only"
+                f"{path} asks for a {brief(repr(kind))} module; Fletcher runs Transformer, Pooling and Normalize only"
             )
-    return dict(entries)
+        modules[kind] = _inside(text(module.get("path"), f"path of module {place}", path), path)
+    return modules
+
+
+def _inside(module: str, path: Path) -> str:
+    """A module's folder, which may be nowhere but in the model's own."""
+    parts = PurePosixPath(module)
+    if parts.is_absolute() or ".." in parts.parts or "\x00" in module or "\\" in module or len(module) > 200:
+        raise ModelError(
+            f"{path}: the path {brief(repr(module))} of a module is not that of a folder in the model's own"
+        )
+    return module
+
+
+def _prompts(sentence: dict[str, Any], path: Path) -> dict[str, str]:
+    found = entries(sentence, "prompts", path)
+    return {
+        text(name, "the name of a prompt", path): text(found[name], f"prompt {brief(name)!r}", path) for name in found
+    }
 
 
 def _pooling(folder: Path) -> Pooling:
@@ -132,11 +153,11 @@ def _pooling(folder: Path) -> Pooling:
     config = read_json(path)
     if mode := config.get("pooling_mode"):  # newer files name one mode
         names: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
-        if mode in names:
+        if isinstance(mode, str) and mode in names:
             return names[mode]
-        raise ModelError(f"{path}: pooling_mode {mode!r} is not supported; known are {sorted(names)}")
-    chosen = [mode for flag, mode in _POOLING_FLAGS.items() if config.get(flag)]
-    refused = [flag for flag in _UNSUPPORTED_POOLING if config.get(flag)]
+        raise ModelError(f"{path}: pooling_mode {brief(repr(mode))} is not supported; known are {sorted(names)}")
+    chosen = [mode for key, mode in _POOLING_FLAGS.items() if flag(config, key, path)]
+    refused = [key for key in _UNSUPPORTED_POOLING if flag(config, key, path)]
     if len(chosen) != 1 or refused:
         raise ModelError(
             f"{path} asks for {refused + chosen or 'no pooling'}; Fletcher does exactly one of mean, cls and last token"
@@ -146,9 +167,10 @@ def _pooling(folder: Path) -> Pooling:
 
 def _max_length(folder: Path, architecture: Architecture, saved: dict[str, Any]) -> int:
     """The model's own limit: sentence-transformers' value, else the tokenizer's, never above the position table."""
-    limit = saved.get("max_seq_length")
+    limit = length_limit(saved, "max_seq_length", folder / "sentence_bert_config.json")
     if limit is None:
-        limit = _optional(folder / "tokenizer_config.json").get("model_max_length")
-    if limit is None or limit > architecture.max_positions:  # 1e30 and the like mean "no limit"
+        path = folder / "tokenizer_config.json"
+        limit = length_limit(_optional(path), "model_max_length", path)
+    if limit is None or limit > architecture.max_positions:
         return architecture.max_positions
     return int(limit)

@@ -5,7 +5,8 @@ business, and the true length must be known to report what was cut.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from fletcher_core.errors import ModelError
+from fletcher_core.models.json_file import brief, check_size
 from fletcher_core.tokenizers.request import (
     Column,
     as_column,
@@ -25,29 +27,45 @@ from fletcher_core.tokenizers.request import (
 from fletcher_core.tokenizers.tokenizer import InvalidText, Keep, Texts, TokenizedTexts
 from fletcher_core.tokens import Int32, TokenBatch, cumulative
 
+MAX_BYTES = 128 * 2**20
+"""Of a `tokenizer.json`: the largest in use, of a vocabulary of 256,000 tokens, has 34 MB."""
+
 
 class HuggingFaceTokenizer:
     """Tokenizes with the model's own `tokenizer.json`. `tokenizer` is the library's object.
 
+    Args:
+        folder: the model's.
+        vocab_size: how many tokens the model has vectors for; None leaves that unchecked.
+
     Raises:
-        ModelError: the file is missing, damaged, or puts something else than fixed ids around a text.
+        ModelError: the file is missing, too large, damaged, puts something else than fixed ids around a text, or has
+            an id that the model has no vector for.
     """
 
     name = "huggingface"
     prefix: Int32
     suffix: Int32
 
-    def __init__(self, folder: Path):
-        path = folder / "tokenizer.json"
+    def __init__(self, folder: Path, vocab_size: int | None = None):
+        self._path = path = folder / "tokenizer.json"
         if not path.is_file():
             raise ModelError(f"{path} is missing: download the model again with its fast tokenizer")
-        try:
+        check_size(path, MAX_BYTES)
+        with _library_call(f"{path} is not a valid tokenizer"):
             self.tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises bare Exception for a damaged file
-            raise ModelError(f"{path} is not a valid tokenizer ({error}): download the model again") from error
-        self.tokenizer.no_padding()
-        self.tokenizer.no_truncation()
-        self.prefix, self.suffix = self._special_ids(path)
+            self.tokenizer.no_padding()
+            self.tokenizer.no_truncation()
+            vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
+        around = self._special_ids(path)
+        largest = max([*vocabulary.values(), *around[0], *around[1]], default=0)
+        ids = 2**31 if vocab_size is None else vocab_size
+        if largest >= ids:
+            raise ModelError(
+                f"{path} has a token of id {largest}, and the model has vectors for the ids below {ids}: "
+                "the tokenizer and the weights are of different models"
+            )
+        self.prefix, self.suffix = (np.array(ids, np.int32) for ids in around)
 
     def encode(
         self,
@@ -66,9 +84,10 @@ class HuggingFaceTokenizer:
         column = as_column(texts)
         rows, invalid = _valid_texts(column)
         present = np.array([row is not None for row in rows], dtype=bool)
-        encodings = self.tokenizer.encode_batch_fast(
-            [prompt + row for row in rows if row is not None], add_special_tokens=False
-        )
+        with _library_call(f"{self._path} cannot tokenize"):
+            encodings = self.tokenizer.encode_batch_fast(
+                [prompt + row for row in rows if row is not None], add_special_tokens=False
+            )
         ids = [encoding.ids for encoding in encodings]
         lengths = np.zeros(len(rows), np.int64)
         lengths[present] = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
@@ -96,16 +115,13 @@ class HuggingFaceTokenizer:
         ids[inner] = pieces.ids
         return TokenBatch(ids, cu_seqlens)
 
-    def _special_ids(self, path: Path) -> tuple[Int32, Int32]:
+    def _special_ids(self, path: Path) -> tuple[list[int], list[int]]:
         """Encode probes with and without special tokens; what stands before and after them is the template."""
-        try:
+        with _library_call(f"{path} cannot tokenize"):  # a vocabulary without its own unknown token shows here
             found = [self._around(probe) for probe in ("a", "b c d")]
-        except Exception as error:  # as above; a vocabulary without its own unknown token shows here
-            raise ModelError(f"{path} cannot tokenize ({error}): it is not the file of a trained model") from error
         if found[0] is None or found[0] != found[1]:
             raise ModelError(f"{path}: the special-token template of single texts is not understood")
-        prefix, suffix = found[0]
-        return np.array(prefix, np.int32), np.array(suffix, np.int32)
+        return found[0]
 
     def _around(self, probe: str) -> tuple[list[int], list[int]] | None:
         bare = self.tokenizer.encode(probe, add_special_tokens=False).ids
@@ -114,6 +130,19 @@ class HuggingFaceTokenizer:
             if full[start : start + len(bare)] == bare:
                 return full[:start], full[start + len(bare) :]
         return None
+
+
+@contextmanager
+def _library_call(what: str) -> Iterator[None]:
+    """`tokenizers` raises bare Exception for a damaged file, and its panics are not even that."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(
+            f"{what} ({brief(error)}): it is not the file of a trained model, download it again"
+        ) from error
 
 
 def _valid_texts(column: Column) -> tuple[list[str | None], tuple[InvalidText, ...]]:

@@ -11,13 +11,15 @@ _LOG = logging.getLogger(__name__)
 _said: set[str] = set()
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
+def load_tokenizer(folder: Path, vocab_size: int | None = None) -> Tokenizer:
     """The fastest tokenizer that does exactly what `folder`/tokenizer.json says.
 
+    `vocab_size` is how many tokens the model has vectors for.
+
     Raises:
-        ModelError: the file is missing or damaged.
+        ModelError: the file is missing or damaged, or has ids from `vocab_size` on.
     """
-    reference = HuggingFaceTokenizer(folder)
+    reference = HuggingFaceTokenizer(folder, vocab_size)
     try:
         return WordPieceTokenizer(reference)
     except NotWordPiece as reason:
