@@ -160,16 +160,6 @@ def test_error_policy_names_the_text_and_its_tokens() -> None:
         embedder.embed(["short", "word " * 100])
 
 
-def test_matryoshka_vectors_have_unit_norm(minilm: Embedder) -> None:
-    """Peers' defect 2: a vector cut after normalizing is not of unit length."""
-    short = Embedder.load(precision="fp32", dimension=64)
-    vectors = short.embed(["a text", "another"])
-    assert vectors.shape == (2, 64)
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
-    full = minilm.embed(["a text", "another"])[:, :64]
-    np.testing.assert_allclose(vectors, full / np.linalg.norm(full, axis=1, keepdims=True), atol=1e-5)
-
-
 def test_prompts_are_part_of_the_text(minilm: Embedder) -> None:
     prompted = Embedder.load(precision="fp32", prompt="search_document: ", query_prompt="search_query: ")
     assert np.array_equal(prompted.embed(["cats"]), minilm.embed(["search_document: cats"]))

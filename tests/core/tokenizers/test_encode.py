@@ -45,15 +45,6 @@ def test_truncation_and_special_tokens_match_hugging_face(texts: list[str], refe
     assert [encoded.sequences.ids[a:b].tolist() for a, b in itertools.pairwise(offsets)] == expected
 
 
-def test_the_limit_counts_special_tokens_and_cuts_only_beyond_it() -> None:
-    """Peers' defect 12: a text of exactly the limit must pass whole, special tokens included."""
-    encoder = TextEncoder(TOKENIZER, 32, "truncate", 0)
-    encoded = encoder.encode(["a " * 30, "a " * 31])
-    assert encoded.token_counts.tolist() == [32, 33]
-    assert encoded.sequences.lengths.tolist() == [32, 32]
-    assert encoded.cut.tolist() == [False, True]
-
-
 @settings(max_examples=60, deadline=None)
 @given(words=st.integers(1, 300), max_length=st.integers(8, 64), overlap=st.integers(0, 5), prompted=st.booleans())
 def test_chunks_cover_every_token_once_but_for_the_overlap(
