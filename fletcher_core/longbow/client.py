@@ -6,7 +6,7 @@ acknowledges is taken as stored, which is why reading back has its own calls.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal
 
@@ -28,6 +28,8 @@ from fletcher_core.longbow.transport import (
 
 FLUSH_ROWS = 50_000
 FLUSH_BYTES = 32 * 2**20
+_MAX_MESSAGE_BYTES = 512 * 2**20  # what Longbow itself sends at most; gRPC would take any size
+_MAX_RESULTS = 16  # of an action of which no number is expected
 
 # Reconnect soon after an outage, on connections of our own: gRPC else shares a connection and its backoff of up to
 # two minutes between clients. Straight to the server, past any http_proxy of the environment, which is for the web.
@@ -38,6 +40,7 @@ _CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 5000),  # in truth the time that one attempt may take
     ("grpc.max_reconnect_backoff_ms", 200),
+    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
 ]
 
 
@@ -52,6 +55,8 @@ class LongbowSettings:
     read_timeout: float = 60.0
     max_put_rows: int = FLUSH_ROWS - 1
     max_put_bytes: int = FLUSH_BYTES - 1
+    max_read_bytes: int = 4 * 2**30
+    """Of one scan's or search's answer, which is held in memory: a server that sends more is hung up on."""
     transport: Transport = "fp32"
     """Element type of the vectors that a sender puts; 'fp16' needs a server that says it can search float16."""
     compression: Compression | None = None
@@ -69,6 +74,8 @@ class LongbowSettings:
                     f"Longbow {name}: {getattr(self, name)} is not between 1 and {limit - 1}; "
                     "a larger put may land in part"
                 )
+        if self.max_read_bytes < 1:
+            raise ConfigError(f"Longbow max_read_bytes: {self.max_read_bytes} is below 1; nothing could be read")
         if self.streams < 1:
             raise ConfigError(f"Longbow streams: {self.streams} is below 1; 1 puts one segment after the other")
         check_settings(self.transport, self.compression)
@@ -134,15 +141,7 @@ class LongbowClient:
         body = {} if dataset is None else {"dataset": dataset}
         (answer,) = self._action("check_readiness", body, self.settings.call_timeout, expected=1)
         with longbow_call(self.address.data, "check_readiness"):
-            values = _parse_object(answer)
-            return Readiness(
-                values.get("status", "READY"),
-                values.get("reason", ""),
-                values.get("index_len"),
-                tuple(values.get("vector_types", SEARCHED_BY_EVERY_SERVER)),
-                values.get("vector_type", ""),
-                values.get("scan_columns", False),
-            )
+            return _readiness(_parse_object(answer))
 
     def put(self, dataset: str, table: pa.Table) -> PutResult:
         """Send the rows as one stream; returns after the server closed it with OK, which means 'queued', not 'stored'.
@@ -196,7 +195,7 @@ class LongbowClient:
         options = flight.FlightCallOptions(timeout=self.settings.read_timeout)
         with longbow_call(self.address.data, f"scan of dataset {dataset!r}"):
             try:
-                return self._data.do_get(ticket, options).read_all()
+                return _read_all(self._data.do_get(ticket, options), self.settings.max_read_bytes)
             except flight.FlightInternalError as error:
                 if "never sent a data message" in str(error):  # Longbow's way to say: no rows
                     return pa.table({})
@@ -217,7 +216,12 @@ class LongbowClient:
             return np.empty(0, dtype=np.uint64)
         if "id" not in table.column_names:
             return np.empty(0, dtype=np.uint64)
-        return np.asarray(table["id"].to_numpy(), dtype=np.uint64)
+        with longbow_call(self.address.data, f"scan of dataset {dataset!r}"):
+            if not pa.types.is_integer(table["id"].type) or table["id"].null_count:
+                raise pa.ArrowInvalid(
+                    f"column id is of {table['id'].type}, or has nulls: these are not Fletcher's rows"
+                )
+            return np.asarray(table["id"].to_numpy(), dtype=np.uint64)
 
     def search(
         self, dataset: str, vectors: npt.NDArray[np.float32] | Sequence[Sequence[float]], k: int
@@ -236,7 +240,7 @@ class LongbowClient:
         request = {"dataset": dataset, "vectors": queries.tolist(), "k": int(k)}
         answers = self._action("VectorSearch", request, self.settings.read_timeout, expected=len(queries))
         with longbow_call(self.address.data, f"VectorSearch in dataset {dataset!r}"):
-            return [pa.ipc.open_stream(answer).read_all() for answer in answers]
+            return [_read_hits(answer) for answer in answers]
 
     def delete(self, dataset: str, row: int) -> None:
         """Hide the newest copy of a row from unfiltered scans; searches still find it. Raises LongbowNotFound."""
@@ -250,7 +254,10 @@ class LongbowClient:
         """Names of all datasets, from the meta port."""
         options = flight.FlightCallOptions(timeout=self.settings.call_timeout)
         with longbow_call(self.address.meta, "list of datasets"):
-            return [info.descriptor.path[0].decode() for info in self._meta.list_flights(options=options)]
+            paths = [info.descriptor.path for info in self._meta.list_flights(options=options)]
+            if not all(paths):
+                raise pa.ArrowInvalid("a flight has no path")
+            return [path[0].decode(errors="replace") for path in paths]
 
     def _action(
         self, name: str, body: Mapping[str, Any], timeout: float, *, expected: int | None = None
@@ -260,7 +267,15 @@ class LongbowClient:
         options = flight.FlightCallOptions(timeout=timeout)
         with longbow_call(self.address.data, where):
             results = self._data.do_action((name, json.dumps(body).encode()), options)
-            bodies = [result.body for result in results]
+            bodies: list[pa.Buffer] = []
+            most, size = _MAX_RESULTS if expected is None else expected, 0
+            for result in results:
+                bodies.append(result.body)
+                size += result.body.size
+                if len(bodies) > most or size > self.settings.max_read_bytes:
+                    break  # it might never end
+        if size > self.settings.max_read_bytes:
+            raise LongbowRejected(f"Longbow at {self.address.data}, {where}: {_too_much(self.settings.max_read_bytes)}")
         if expected is not None and len(bodies) != expected:
             raise LongbowRejected(
                 f"Longbow at {self.address.data}, {where}: {len(bodies)} results instead of {expected}; "
@@ -276,7 +291,7 @@ def _connect(address: str) -> flight.FlightClient:
 def _asks_to_slow_down(reader: flight.FlightMetadataReader) -> bool:
     """What the server said during the put, normally nothing. Call it after the last row: it ends with the stream."""
     asked = False
-    while (message := reader.read()) is not None:
+    while (message := reader.read()) is not None:  # up to the deadline
         asked |= _parse_object(message).get("status") == "slow_down"
     return asked
 
@@ -293,8 +308,59 @@ def _parse_object(message: pa.Buffer) -> dict[str, Any]:
     """A JSON object of the server's. Raises ArrowInvalid when it is none."""
     try:
         values = json.loads(message.to_pybytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise pa.ArrowInvalid(f"the answer is no JSON: {error}") from error
     if not isinstance(values, dict):
         raise pa.ArrowInvalid("the answer is no JSON object")
     return values
+
+
+def _readiness(values: dict[str, Any]) -> Readiness:
+    """Raises ArrowInvalid when a value is of another type than it can be."""
+    said = Readiness(
+        values.get("status", "READY"),
+        values.get("reason", ""),
+        values.get("index_len"),
+        vector_type=values.get("vector_type", ""),
+        scan_columns=values.get("scan_columns", False),
+    )
+    types = values.get("vector_types", list(SEARCHED_BY_EVERY_SERVER))
+    texts = (said.reason, said.vector_type, *(types if isinstance(types, list) else [None]))
+    sizes_fit = said.index_len is None or type(said.index_len) is int
+    if said.status not in ("READY", "BUSY", "NOT_FOUND") or not all(isinstance(text, str) for text in texts):
+        raise pa.ArrowInvalid(f"the answer is not that of a Longbow server: {str(values)[:200]}")
+    if not sizes_fit or type(said.scan_columns) is not bool:
+        raise pa.ArrowInvalid(f"the answer is not that of a Longbow server: {str(values)[:200]}")
+    return replace(said, vector_types=tuple(types))
+
+
+def _read_all(reader: flight.FlightStreamReader, most: int) -> pa.Table:
+    """The whole stream, checked: offsets that point elsewhere would end the process when they are read.
+
+    Raises ArrowInvalid for values that are not what their type says, and for more than `most` bytes.
+    """
+    batches, size = [], 0
+    for chunk in reader:
+        if chunk.data is not None:
+            chunk.data.validate(full=True)
+            batches.append(chunk.data)
+        size += 1024 + (0 if chunk.data is None else chunk.data.nbytes)  # empty ones add up too
+        if size > most:
+            reader.cancel()
+            raise pa.ArrowInvalid(_too_much(most))
+    return pa.Table.from_batches(batches, schema=reader.schema)
+
+
+def _too_much(most: int) -> str:
+    return f"the answer has more than max_read_bytes ({most}): ask for fewer rows, or raise it"
+
+
+def _read_hits(answer: pa.Buffer) -> pa.Table:
+    """One query's hits. Raises ArrowInvalid when they are none."""
+    hits = pa.ipc.open_stream(answer).read_all()
+    hits.validate(full=True)
+    if hits.column_names != ["id", "score"] or hits.schema.types != [pa.uint64(), pa.float32()]:
+        raise pa.ArrowInvalid(
+            f"the hits have the columns {str(hits.schema)[:200]}, not id (uint64) and score (float32)"
+        )
+    return hits

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,10 +21,10 @@ def run_action(state: ServerState, name: str, body: bytes, *, meta: bool) -> lis
     """Raises NotImplementedError for an unknown name, ArrowInvalid for a body that is no JSON object."""
     action = (_META if meta else _DATA).get(name) or _COMMON.get(name)
     if action is None:
-        raise NotImplementedError(f"unknown action {name}")
+        raise NotImplementedError(f"unknown action {name[:100]}")
     try:
         request = json.loads(body) if body.strip() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise pa.ArrowInvalid(f"invalid action body: {error}") from error
     if not isinstance(request, dict):
         raise pa.ArrowInvalid("invalid action body: not a JSON object")
@@ -42,7 +43,7 @@ def _check_readiness(state: ServerState, request: Mapping[str, Any]) -> list[byt
 def _delete(state: ServerState, request: Mapping[str, Any]) -> list[bytes]:
     identifier = _text(request, "id")
     if not state.dataset(_text(request, "dataset")).delete(identifier, state.faults):
-        raise pa.ArrowKeyError(f"id {identifier} not found")
+        raise pa.ArrowKeyError(f"id {identifier[:100]} not found")
     return [b"deleted"]
 
 
@@ -76,7 +77,7 @@ def _vector_search_by_id(state: ServerState, request: Mapping[str, Any]) -> list
     if vector is None:
         raise pa.ArrowKeyError(f"id {identifier} not found")
     (hits,) = state.search({"dataset": request["dataset"], "k": request.get("k", 0), "vector": vector.tolist()})
-    return [_json({"ids": hits.ids.tolist(), "scores": hits.scores.tolist()})]
+    return [_json({"ids": hits.ids.tolist(), "scores": [_finite(score) for score in hits.scores.tolist()]})]
 
 
 def _hybrid_search(state: ServerState, request: Mapping[str, Any]) -> list[bytes]:
@@ -86,7 +87,8 @@ def _hybrid_search(state: ServerState, request: Mapping[str, Any]) -> list[bytes
     return [
         _json(
             [
-                {"ID": row, "Distance": 1 / score - 1, "Score": score, "Metadata": None, "Vector": None}
+                {"ID": row, "Distance": _finite(1 / score - 1) if score else None, "Score": _finite(score)}
+                | {"Metadata": None, "Vector": None}
                 for row, score in found
             ]
         )
@@ -140,6 +142,11 @@ def _text(request: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise pa.ArrowInvalid(f"invalid action body: {name} must be a string")
     return value
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no NaN."""
+    return value if math.isfinite(value) else None
 
 
 def _json(value: object) -> bytes:

@@ -61,7 +61,13 @@ def faults_from(values: dict[str, object]) -> Faults:
         if name not in known:
             raise ConfigError(f"unknown fault {name!r}; there are: {', '.join(known)}")
         if not isinstance(value, bool | int | float):
-            raise ConfigError(f"fault {name}: {value!r} is neither true, false nor a number")
+            raise ConfigError(f"fault {name}: {str(value)[:100]!r} is neither true, false nor a number")
+        kind = known[name].type
+        fits = isinstance(value, bool) if kind is bool else 0 <= value < 1e9
+        if not fits or (kind not in (bool, float) and not isinstance(value, int)):
+            raise ConfigError(
+                f"fault {name} cannot be {value!r}: it is a {'truth value' if kind is bool else 'number'}"
+            )
     return Faults(**values)  # type: ignore[arg-type]
 
 

@@ -102,8 +102,10 @@ class _Port(flight.FlightServerBase):  # type: ignore[misc]
         request = _parse_ticket(ticket.ticket, _EXTENDED_SCAN_KEYS if extended else _SCAN_KEYS)
         if "search" in request:
             return flight.RecordBatchStream(pa.Table.from_batches([hits_batch(self._search(request["search"]))]))
-        dataset = self._state.dataset(str(request.get("name", request.get("dataset", ""))))
-        filters, columns = parse_filters(request.get("filters")), request.get("columns")
+        name, columns = request.get("name", request.get("dataset", "")), request.get("columns")
+        if not isinstance(name, str) or not (columns is None or _is_list_of_names(columns)):
+            raise pa.ArrowInvalid("invalid ticket format")
+        dataset, filters = self._state.dataset(name), parse_filters(request.get("filters"))
         table = dataset.scan(filters, self._state.faults, columns)
         batches = table.to_batches(max_chunksize=_SCAN_CHUNK_ROWS)
         return flight.RecordBatchStream(pa.RecordBatchReader.from_batches(table.schema, batches))
@@ -142,7 +144,7 @@ class _DataPort(_Port):
             raise pa.ArrowInvalid("gRPC returned resource exhausted error, with message: fault: out of memory")
         if faults.slow_down:
             writer.write(b'{"status": "slow_down", "reason": "wal_pressure"}')
-        dataset = self._state.dataset_for_put(descriptor.path[0].decode(), reader.schema)
+        dataset = self._state.dataset_for_put(_name(descriptor.path[0]), reader.schema)
         self._state.put(dataset, _batches(reader), context.is_cancelled)
         self._state.last_call = time.monotonic()
 
@@ -157,7 +159,7 @@ class _DataPort(_Port):
         self._state.last_call = time.monotonic()
         if len(descriptor.path) < 2 or descriptor.path[0] != b"ingest":
             raise pa.ArrowInvalid("the path of an exchange is ['ingest', dataset]")
-        dataset = self._state.dataset_for_put(descriptor.path[1].decode(), reader.schema)
+        dataset = self._state.dataset_for_put(_name(descriptor.path[1]), reader.schema)
         for number, batch in enumerate(_batches(reader)):
             self._state.put(dataset, [batch], context.is_cancelled)
             acknowledgement = {"batch_id": number, "rows": batch.num_rows, "status": "acked"}
@@ -182,7 +184,7 @@ class _MetaPort(_Port):
         self._state.last_call = time.monotonic()
         if not descriptor.path:
             raise pa.ArrowInvalid("Empty path")
-        dataset = self._state.dataset(descriptor.path[0].decode())
+        dataset = self._state.dataset(_name(descriptor.path[0]))
         return _info(descriptor, dataset.batch_count, dataset.byte_count)
 
 
@@ -195,7 +197,7 @@ def _listed(dataset: Dataset, field: str, operator: str, value: str) -> bool:
     if field == "name" and operator == "contains":
         return value in dataset.name
     if field == "rows":
-        if not value.isdigit():
+        if not value.isdecimal() or len(value) > 20:
             return False
         rows, bound = dataset.row_count, int(value)
         return {">": rows > bound, "<=": rows <= bound, "==": rows == bound}.get(operator, True)
@@ -205,6 +207,10 @@ def _listed(dataset: Dataset, field: str, operator: str, value: str) -> bool:
 def _batches(reader: flight.MetadataRecordBatchReader) -> Iterator[pa.RecordBatch]:
     for chunk in reader:
         if chunk.data is not None:
+            try:
+                chunk.data.validate(full=True)  # offsets may point anywhere, and reading them would end this process
+            except pa.ArrowException as error:
+                raise pa.ArrowInvalid(f"the rows are damaged: {str(error)[:300]}") from error
             yield chunk.data
 
 
@@ -214,11 +220,23 @@ def _parse_ticket(ticket: bytes, known: Set[str] = _SCAN_KEYS) -> dict[str, Any]
         return {"name": ticket.decode(errors="replace")}
     try:
         request = json.loads(ticket, parse_constant=_reject)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise pa.ArrowInvalid("invalid ticket format") from error
     if not isinstance(request, dict) or request.keys() - known:
         raise pa.ArrowInvalid("invalid ticket format")
     return request
+
+
+def _name(part: bytes) -> str:
+    """A dataset's name out of a descriptor."""
+    try:
+        return part.decode()
+    except UnicodeDecodeError as error:
+        raise pa.ArrowInvalid("the name of a dataset must be valid UTF-8") from error
+
+
+def _is_list_of_names(columns: object) -> bool:
+    return isinstance(columns, list) and all(isinstance(column, str) for column in columns)
 
 
 def _reject(constant: str) -> float:

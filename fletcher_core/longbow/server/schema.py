@@ -3,6 +3,27 @@
 import pyarrow as pa
 
 
+def check_columns(schema: pa.Schema) -> None:
+    """Raises ArrowInvalid for columns that no dataset can hold: two of one name, or lists of size 0, on which Arrow
+    itself divides by zero and takes the process along."""
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise pa.ArrowInvalid(f"schema mismatch: two columns are named {twice[0][:100]!r}")
+    for column in schema:
+        if _holds_empty_lists(column.type):
+            raise pa.ArrowInvalid(f"schema mismatch: column {column.name[:100]!r} is of lists of no elements")
+
+
+def _holds_empty_lists(kind: pa.DataType) -> bool:
+    if pa.types.is_fixed_size_list(kind) and kind.list_size == 0:
+        return True
+    if pa.types.is_dictionary(kind):
+        return _holds_empty_lists(kind.value_type)
+    if isinstance(kind, pa.BaseExtensionType):
+        return _holds_empty_lists(kind.storage_type)
+    return any(_holds_empty_lists(kind.field(place).type) for place in range(kind.num_fields))
+
+
 def union(known: pa.Schema, incoming: pa.Schema) -> pa.Schema:
     """`known` plus the new columns of `incoming`. Raises ArrowInvalid when a column comes with another type."""
     for column in incoming:

@@ -19,6 +19,7 @@ from fletcher_core.longbow.server.catalog import Catalog
 from fletcher_core.longbow.server.dataset import Dataset
 from fletcher_core.longbow.server.faults import Faults
 from fletcher_core.longbow.server.filters import Filter, UnusableFilterError
+from fletcher_core.longbow.server.schema import check_columns
 from fletcher_core.longbow.server.stored_batch import Hits
 
 FLUSH_ROWS = 50_000
@@ -59,11 +60,12 @@ class ServerState:
         """Raises ArrowKeyError (NOT_FOUND) for an unknown name."""
         found = self._datasets.get(name)
         if found is None:
-            raise pa.ArrowKeyError(f"dataset {name} not found")
+            raise pa.ArrowKeyError(f"dataset {name[:200]} not found")
         return found
 
     def dataset_for_put(self, name: str, schema: pa.Schema) -> Dataset:
-        """The dataset, made when it is new; it stays even when the put then fails."""
+        """The dataset, made when it is new; it stays even when the put then fails, but for columns that cannot be."""
+        check_columns(schema)
         with self._lock:
             if name not in self._datasets:
                 number = self._catalog.create_dataset(name, schema)
@@ -123,7 +125,10 @@ class ServerState:
 
     def search(self, request: Mapping[str, Any]) -> list[Hits]:
         """One Hits a query. Raises the exceptions of Dataset.search, ArrowInvalid for a malformed request."""
-        dataset = self.dataset(str(request.get("dataset", "")))
+        name = request.get("dataset", "")
+        if not isinstance(name, str):
+            raise pa.ArrowInvalid("dataset must be a string")
+        dataset = self.dataset(name)
         k, queries = request.get("k", 0), _queries(request)
         if type(k) is not int or k < 1:
             raise pa.ArrowInvalid("k must be at least 1")
@@ -168,8 +173,8 @@ def _queries(request: Mapping[str, Any]) -> npt.NDArray[np.float32]:
         raise pa.ArrowInvalid("no query vector provided")
     try:
         array = np.array(queries, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise pa.ArrowInvalid(f"invalid query vector: {error}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise pa.ArrowInvalid(f"invalid query vector: {str(error)[:200]}") from error
     if array.ndim != 2:
         raise pa.ArrowInvalid("invalid query vector: not a list of numbers")
     return array

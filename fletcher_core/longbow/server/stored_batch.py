@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _INTEGER = re.compile(r"-?[0-9]{1,20}")
+_DIGITS = re.compile(r"[0-9]{1,4000}")  # Python reads no more as a number
 _SEARCH_BLOCK = 2048  # rows whose differences to a query stay in the processor's cache
 
 
@@ -140,6 +141,6 @@ def _shown_id(batch: StoredBatch, row: int, ordinal: int) -> int:
     value = column[row].as_py()
     if pa.types.is_integer(column.type) and value is not None:
         return int(value) % 2**32
-    if column.type == pa.string() and value is not None and value.isdigit():
+    if column.type == pa.string() and value is not None and _DIGITS.fullmatch(value):
         return int(value) % 2**32
     return ordinal
