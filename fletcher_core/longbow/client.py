@@ -5,8 +5,9 @@ acknowledges is taken as stored, which is why reading back has its own calls.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ import pyarrow.flight as flight
 from fletcher_core.errors import ConfigError, LongbowNotFound, LongbowRejected
 from fletcher_core.longbow.address import LongbowAddress
 from fletcher_core.longbow.calls import longbow_call
+from fletcher_core.longbow.credentials import Credentials
+from fletcher_core.longbow.handshake import explain_refusals
 from fletcher_core.longbow.transport import (
     SEARCHED_BY_EVERY_SERVER,
     Compression,
@@ -28,7 +31,8 @@ from fletcher_core.longbow.transport import (
 
 FLUSH_ROWS = 50_000
 FLUSH_BYTES = 32 * 2**20
-_MAX_MESSAGE_BYTES = 512 * 2**20  # what Longbow itself sends at most; gRPC would take any size
+MAX_ANSWER_BYTES = 512 * 2**20
+"""Longest message that a server may send us, which is also the longest that Longbow sends."""
 _MAX_RESULTS = 16  # of an action of which no number is expected
 
 # Reconnect soon after an outage, on connections of our own: gRPC else shares a connection and its backoff of up to
@@ -40,7 +44,7 @@ _CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 5000),  # in truth the time that one attempt may take
     ("grpc.max_reconnect_backoff_ms", 200),
-    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
 ]
 
 
@@ -63,6 +67,8 @@ class LongbowSettings:
     """Of the buffers of a put: worth its time on a slow network, not on a fast one, as vectors hardly compress."""
     streams: int = 3
     """Segments that a sender has on their way at once: one is read and another read back while a third is put."""
+    credentials: Credentials = field(default_factory=Credentials)
+    """TLS files and token, for a server that asks for them."""
 
     def __post_init__(self) -> None:
         for name in ("call_timeout", "put_timeout", "read_timeout"):
@@ -79,11 +85,11 @@ class LongbowSettings:
         if self.streams < 1:
             raise ConfigError(f"Longbow streams: {self.streams} is below 1; 1 puts one segment after the other")
         check_settings(self.transport, self.compression)
-        LongbowAddress(self.data, self.meta)
+        self.credentials.check(self.address)
 
     @property
     def address(self) -> LongbowAddress:
-        """Both ports, spelled `host:port`."""
+        """Both ports, each spelled in one way."""
         return LongbowAddress(self.data, self.meta)
 
 
@@ -113,13 +119,17 @@ class PutResult:
 
 
 class LongbowClient:
-    """A connection to both ports of one server. Opens lazily, reconnects by itself, may be shared by threads."""
+    """A connection to both ports of one server. Opens lazily, reconnects by itself, may be shared by threads.
+
+    Raises ConfigError when a TLS file or the token cannot be read.
+    """
 
     def __init__(self, settings: LongbowSettings | None = None) -> None:
         self.settings = settings or LongbowSettings()
         self.address = self.settings.address
-        self._data = _connect(self.address.data)
-        self._meta = _connect(self.address.meta)
+        self.settings.credentials.headers()  # a missing token is better known now than in the middle of a run
+        self._data = _connect(self.address.data, self.settings.credentials)
+        self._meta = _connect(self.address.meta, self.settings.credentials)
 
     def close(self) -> None:
         self._data.close()
@@ -140,7 +150,7 @@ class LongbowClient:
         """
         body = {} if dataset is None else {"dataset": dataset}
         (answer,) = self._action("check_readiness", body, self.settings.call_timeout, expected=1)
-        with longbow_call(self.address.data, "check_readiness"):
+        with self._call(self.address.data, "check_readiness"):
             return _readiness(_parse_object(answer))
 
     def put(self, dataset: str, table: pa.Table) -> PutResult:
@@ -159,11 +169,9 @@ class LongbowClient:
                 f"Longbow at {self.address.data}, {call}: {table.num_rows} rows of {size} bytes are over the limit of "
                 f"{self.settings.max_put_rows} rows or {self.settings.max_put_bytes} bytes a put; split the table"
             )
-        with longbow_call(self.address.data, call):
+        with self._call(self.address.data, call):
             descriptor = flight.FlightDescriptor.for_path(dataset)
-            options = flight.FlightCallOptions(
-                timeout=self.settings.put_timeout, write_options=write_options(self.settings.compression)
-            )
+            options = self._options(self.settings.put_timeout, write_options(self.settings.compression))
             writer, reader = self._data.do_put(descriptor, table.schema, options)
             try:
                 writer.write_table(table)
@@ -192,8 +200,8 @@ class LongbowClient:
         if columns is not None:
             request["columns"] = list(columns)
         ticket = flight.Ticket(json.dumps(request).encode())
-        options = flight.FlightCallOptions(timeout=self.settings.read_timeout)
-        with longbow_call(self.address.data, f"scan of dataset {dataset!r}"):
+        options = self._options(self.settings.read_timeout)
+        with self._call(self.address.data, f"scan of dataset {dataset!r}"):
             try:
                 return _read_all(self._data.do_get(ticket, options), self.settings.max_read_bytes)
             except flight.FlightInternalError as error:
@@ -239,7 +247,7 @@ class LongbowClient:
             )
         request = {"dataset": dataset, "vectors": queries.tolist(), "k": int(k)}
         answers = self._action("VectorSearch", request, self.settings.read_timeout, expected=len(queries))
-        with longbow_call(self.address.data, f"VectorSearch in dataset {dataset!r}"):
+        with self._call(self.address.data, f"VectorSearch in dataset {dataset!r}"):
             return [_read_hits(answer) for answer in answers]
 
     def delete(self, dataset: str, row: int) -> None:
@@ -252,20 +260,32 @@ class LongbowClient:
 
     def list_datasets(self) -> list[str]:
         """Names of all datasets, from the meta port."""
-        options = flight.FlightCallOptions(timeout=self.settings.call_timeout)
-        with longbow_call(self.address.meta, "list of datasets"):
+        options = self._options(self.settings.call_timeout)
+        with self._call(self.address.meta, "list of datasets"):
             paths = [info.descriptor.path for info in self._meta.list_flights(options=options)]
             if not all(paths):
                 raise pa.ArrowInvalid("a flight has no path")
             return [path[0].decode(errors="replace") for path in paths]
+
+    def _options(self, timeout: float, write: pa.ipc.IpcWriteOptions | None = None) -> flight.FlightCallOptions:
+        """Of one call: its deadline in seconds, and the token as it is now."""
+        return flight.FlightCallOptions(
+            timeout=timeout, write_options=write, headers=self.settings.credentials.headers() or None
+        )
+
+    @contextmanager
+    def _call(self, address: str, call: str) -> Iterator[None]:
+        """Failures as LongbowErrors, those of a handshake with the setting that is to be corrected."""
+        with longbow_call(address, call), explain_refusals(address, call, self.settings.credentials):
+            yield
 
     def _action(
         self, name: str, body: Mapping[str, Any], timeout: float, *, expected: int | None = None
     ) -> list[pa.Buffer]:
         """The result bodies of an action on the data port; `expected` of them, where given."""
         where = f"{name} of dataset {body['dataset']!r}" if "dataset" in body else name
-        options = flight.FlightCallOptions(timeout=timeout)
-        with longbow_call(self.address.data, where):
+        options = self._options(timeout)
+        with self._call(self.address.data, where):
             results = self._data.do_action((name, json.dumps(body).encode()), options)
             bodies: list[pa.Buffer] = []
             most, size = _MAX_RESULTS if expected is None else expected, 0
@@ -284,8 +304,9 @@ class LongbowClient:
         return bodies
 
 
-def _connect(address: str) -> flight.FlightClient:
-    return flight.FlightClient(f"grpc://{address}", generic_options=_CHANNEL_OPTIONS)
+def _connect(address: str, credentials: Credentials) -> flight.FlightClient:
+    location = address if "://" in address else f"grpc://{address}"
+    return flight.FlightClient(location, generic_options=_CHANNEL_OPTIONS, **credentials.flight_arguments())
 
 
 def _asks_to_slow_down(reader: flight.FlightMetadataReader) -> bool:

@@ -69,7 +69,7 @@ class Outbox:
         slow_down_pause: float,
         busy: Busy = unwatched,
     ) -> None:
-        self.target = client.address.data
+        self.target = client.address.target
         self.traffic = Traffic()
         self.stuck = ""
         self.replaced: dict[str, npt.NDArray[np.int64]] = {}

@@ -9,7 +9,8 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-from fletcher_core.errors import FletcherError
+from fletcher_core.errors import ConfigError, FletcherError
+from fletcher_core.longbow.server.access import ServerTls
 from fletcher_core.longbow.server.faults import parse_faults
 from fletcher_core.longbow.server.ports import LongbowServer
 
@@ -22,6 +23,12 @@ def main() -> int:
     parser.add_argument("--data-port", type=int, default=3000, help="0 chooses a free one")
     parser.add_argument("--meta-port", type=int, default=3001, help="0 chooses a free one")
     parser.add_argument("--idle-exit", type=float, default=None, metavar="SECONDS")
+    parser.add_argument(
+        "--tls-cert", type=Path, metavar="PEM", help="certificate of the server; both ports then speak TLS"
+    )
+    parser.add_argument("--tls-key", type=Path, metavar="PEM", help="its key")
+    parser.add_argument("--tls-client-ca", type=Path, metavar="PEM", help="only clients that it signed may connect")
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help="token that every call must bring")
     parser.add_argument("--fault", action="append", default=[], metavar="NAME[=VALUE]", help="may be repeated")
     options = parser.parse_args()
 
@@ -39,6 +46,8 @@ def main() -> int:
             data_port=options.data_port,
             meta_port=options.meta_port,
             faults=parse_faults(options.fault),
+            tls=_tls(options),
+            token_file=options.token_file,
         )
     except (FletcherError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -52,6 +61,15 @@ def main() -> int:
             if idle or not options.data_path.is_dir():  # nobody can find it any more once its folder is deleted
                 break
     return 0
+
+
+def _tls(options: argparse.Namespace) -> ServerTls | None:
+    """The TLS files. Raises ConfigError when one of them misses another."""
+    if options.tls_cert and options.tls_key:
+        return ServerTls(options.tls_cert, options.tls_key, options.tls_client_ca)
+    if options.tls_cert or options.tls_key or options.tls_client_ca:
+        raise ConfigError("TLS needs both --tls-cert and --tls-key, and --tls-client-ca only beside them")
+    return None
 
 
 def _announce(path: Path, ready: dict[str, object]) -> None:

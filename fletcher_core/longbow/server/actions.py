@@ -11,6 +11,7 @@ import pyarrow.flight as flight
 
 from fletcher_core.errors import ConfigError
 from fletcher_core.longbow.server.faults import faults_from
+from fletcher_core.longbow.server.limits import refuse
 from fletcher_core.longbow.server.state import ServerState
 from fletcher_core.longbow.server.stored_batch import Hits
 
@@ -18,14 +19,11 @@ Action = Callable[[ServerState, Mapping[str, Any]], list[bytes]]
 
 
 def run_action(state: ServerState, name: str, body: bytes, *, meta: bool) -> list[bytes]:
-    """Raises NotImplementedError for an unknown name, ArrowInvalid for a body that is no JSON object."""
+    """Raises NotImplementedError for an unknown name, ArrowInvalid for a body that is no JSON object or too large."""
     action = (_META if meta else _DATA).get(name) or _COMMON.get(name)
     if action is None:
-        raise NotImplementedError(f"unknown action {name[:100]}")
-    try:
-        request = json.loads(body) if body.strip() else {}
-    except (ValueError, RecursionError) as error:
-        raise pa.ArrowInvalid(f"invalid action body: {error}") from error
+        raise NotImplementedError(f"unknown action {name[:64]}")
+    request = state.limits.parse_json(body, "action body", state.limits.action_bytes) if body.strip() else {}
     if not isinstance(request, dict):
         raise pa.ArrowInvalid("invalid action body: not a JSON object")
     return action(state, request)
@@ -106,8 +104,11 @@ def _fault(state: ServerState, request: Mapping[str, Any]) -> list[bytes]:
 
 def _create_namespace(state: ServerState, request: Mapping[str, Any]) -> list[bytes]:
     name = _text(request, "name")
+    state.limits.check_name(name, "a namespace")
     if name in state.namespaces:
         raise flight.FlightInternalError(f"namespace {name} already exists")
+    if len(state.namespaces) >= state.limits.namespaces:
+        refuse(f"this would be namespace {len(state.namespaces) + 1}", state.limits.namespaces)
     state.namespaces.append(name)
     return [b"created"]
 

@@ -16,11 +16,13 @@ import pyarrow.flight as flight
 from fletcher_core.longbow.server.catalog import Catalog, CatalogBatch
 from fletcher_core.longbow.server.faults import Faults
 from fletcher_core.longbow.server.filters import Filter, UnusableFilterError, row_mask
+from fletcher_core.longbow.server.limits import refuse
 from fletcher_core.longbow.server.schema import conform, union
 from fletcher_core.longbow.server.stored_batch import NO_HITS, Hits, StoredBatch, candidates, nearest
 
 _COLLAPSE_ROWS = 10_000
 _COLLAPSE_EVERY = 10
+_FILTERS_KEPT = 10_000
 
 
 class Dataset:
@@ -42,10 +44,15 @@ class Dataset:
             for batch in self._catalog.batches(self.number)
         )
 
-    def accept(self, schema: pa.Schema) -> None:
-        """Take a put's schema into the union of columns. Raises ArrowInvalid when a column changes its type."""
+    def accept(self, schema: pa.Schema, most_columns: int) -> None:
+        """Take a put's schema into the union of columns.
+
+        Raises ArrowInvalid when a column changes its type, or the dataset would have more than `most_columns`.
+        """
         with self._lock:
             widened = union(self.schema, schema)
+            if len(widened) > most_columns:
+                refuse(f"dataset {self.name!r} would have {len(widened)} columns", most_columns)
             if len(widened) > len(self.schema):
                 self._catalog.widen_dataset(self.number, widened)
             self.schema = widened
@@ -190,6 +197,8 @@ class Dataset:
         """Batch, its rows that the index holds and the filters let pass, and the ordinal of its first row."""
         batches = self._batches
         if filters:  # a real server stores a filter's rows at its first use and never looks again
+            if len(self._filter_batches) >= _FILTERS_KEPT:
+                self._filter_batches.clear()
             batches = batches[: self._filter_batches.setdefault(tuple(filters), len(batches))]
         total = sum(batch.table.num_rows for batch in batches)
         every = _COLLAPSE_EVERY if faults.index_collapse and total > _COLLAPSE_ROWS else 1

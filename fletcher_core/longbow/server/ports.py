@@ -11,10 +11,13 @@ import pyarrow.flight as flight
 
 from fletcher_core.errors import LongbowError
 from fletcher_core.longbow.address import LongbowAddress
+from fletcher_core.longbow.secret import Secret
+from fletcher_core.longbow.server.access import ServerTls, TokenCheck, check_exposure
 from fletcher_core.longbow.server.actions import hits_batch, run_action
 from fletcher_core.longbow.server.dataset import Dataset
 from fletcher_core.longbow.server.faults import Faults
-from fletcher_core.longbow.server.state import ServerState, parse_filters
+from fletcher_core.longbow.server.limits import Limits
+from fletcher_core.longbow.server.state import ServerState
 
 _SCAN_CHUNK_ROWS = 8192
 _SCAN_KEYS = {"name", "dataset", "filters", "limit", "search"}
@@ -29,7 +32,11 @@ class LongbowServer:
     """A Longbow-compatible server on two ports of this process, for demos and tests.
 
     Rows live in `folder` and survive a restart. Port 0 chooses a free one: see `address`. Serves until `close`.
-    Raises LongbowError when another server owns the folder or a port is taken.
+    With `tls` both ports speak TLS; with `token` or `token_file` every call must bring the token. A host that other
+    machines reach needs a token or client certificates.
+
+    Raises LongbowError when another server owns the folder or a port is taken, ConfigError for unusable TLS files or
+    token, and for a host that is open to all.
     """
 
     def __init__(
@@ -40,12 +47,21 @@ class LongbowServer:
         data_port: int = 0,
         meta_port: int = 0,
         faults: Faults | None = None,
+        tls: ServerTls | None = None,
+        token: Secret | None = None,
+        token_file: Path | None = None,
+        limits: Limits | None = None,
     ) -> None:
-        self._state = ServerState(Path(folder), faults or Faults())
+        has_token = token is not None or token_file is not None
+        check_exposure(host, has_token=has_token, tls=tls)
+        scheme, arguments = ("grpc+tls", tls.flight_arguments()) if tls else ("grpc", {})
+        if has_token:
+            arguments["middleware"] = {"token": TokenCheck(token, token_file)}
+        self._state = ServerState(Path(folder), faults or Faults(), limits or Limits())
         self._ports: list[flight.FlightServerBase] = []
         try:
-            self._ports.append(_DataPort(self._state, f"grpc://{host}:{data_port}"))
-            self._ports.append(_MetaPort(self._state, f"grpc://{host}:{meta_port}"))
+            self._ports.append(_DataPort(self._state, f"{scheme}://{host}:{data_port}", arguments))
+            self._ports.append(_MetaPort(self._state, f"{scheme}://{host}:{meta_port}", arguments))
         except pa.ArrowException as error:
             self.close()
             raise LongbowError(
@@ -53,7 +69,7 @@ class LongbowServer:
                 "program has one of them. Choose others, or 0 for any"
             ) from error
         data, meta = (port.port for port in self._ports)
-        self.address = LongbowAddress(f"{host}:{data}", f"{host}:{meta}")
+        self.address = LongbowAddress(f"{scheme}://{host}:{data}", f"{scheme}://{host}:{meta}")
 
     @property
     def faults(self) -> Faults:
@@ -88,10 +104,10 @@ class _Port(flight.FlightServerBase):  # type: ignore[misc]
 
     is_meta = False
 
-    def __init__(self, state: ServerState, location: str) -> None:
+    def __init__(self, state: ServerState, location: str, arguments: dict[str, Any]) -> None:
         self._state = state  # first: calls come in as soon as the port is open
         try:
-            super().__init__(location)
+            super().__init__(location, **arguments)
         except pa.ArrowException:
             del self._state  # pyarrow never frees a server that did not start
             raise
@@ -99,16 +115,26 @@ class _Port(flight.FlightServerBase):  # type: ignore[misc]
     def do_get(self, context: flight.ServerCallContext, ticket: flight.Ticket) -> flight.FlightDataStream:
         self._state.last_call = time.monotonic()
         extended = not self._state.faults.no_extensions
-        request = _parse_ticket(ticket.ticket, _EXTENDED_SCAN_KEYS if extended else _SCAN_KEYS)
+        request = self._parse_ticket(ticket.ticket, _EXTENDED_SCAN_KEYS if extended else _SCAN_KEYS)
         if "search" in request:
             return flight.RecordBatchStream(pa.Table.from_batches([hits_batch(self._search(request["search"]))]))
         name, columns = request.get("name", request.get("dataset", "")), request.get("columns")
         if not isinstance(name, str) or not (columns is None or _is_list_of_names(columns)):
             raise pa.ArrowInvalid("invalid ticket format")
-        dataset, filters = self._state.dataset(name), parse_filters(request.get("filters"))
+        dataset, filters = self._state.dataset(name), self._state.filters(request)
         table = dataset.scan(filters, self._state.faults, columns)
         batches = table.to_batches(max_chunksize=_SCAN_CHUNK_ROWS)
         return flight.RecordBatchStream(pa.RecordBatchReader.from_batches(table.schema, batches))
+
+    def _parse_ticket(self, ticket: bytes, known: Set[str] = _SCAN_KEYS) -> dict[str, Any]:
+        """JSON, or a bare dataset name. Raises ArrowInvalid for JSON that is no ticket of the known keys."""
+        limits = self._state.limits
+        if not ticket.startswith(b"{"):
+            return {"name": limits.dataset_of([ticket])}
+        request = limits.parse_json(ticket, "ticket", limits.ticket_bytes)
+        if not isinstance(request, dict) or request.keys() - known:
+            raise pa.ArrowInvalid("invalid ticket format")
+        return request
 
     def _search(self, request: Any) -> Any:
         if not isinstance(request, dict) or request.keys() - _SEARCH_KEYS:
@@ -144,7 +170,7 @@ class _DataPort(_Port):
             raise pa.ArrowInvalid("gRPC returned resource exhausted error, with message: fault: out of memory")
         if faults.slow_down:
             writer.write(b'{"status": "slow_down", "reason": "wal_pressure"}')
-        dataset = self._state.dataset_for_put(_name(descriptor.path[0]), reader.schema)
+        dataset = self._state.dataset_for_put(self._state.limits.dataset_of(descriptor.path), reader.schema)
         self._state.put(dataset, _batches(reader), context.is_cancelled)
         self._state.last_call = time.monotonic()
 
@@ -159,7 +185,7 @@ class _DataPort(_Port):
         self._state.last_call = time.monotonic()
         if len(descriptor.path) < 2 or descriptor.path[0] != b"ingest":
             raise pa.ArrowInvalid("the path of an exchange is ['ingest', dataset]")
-        dataset = self._state.dataset_for_put(_name(descriptor.path[1]), reader.schema)
+        dataset = self._state.dataset_for_put(self._state.limits.dataset_of(descriptor.path, 1), reader.schema)
         for number, batch in enumerate(_batches(reader)):
             self._state.put(dataset, [batch], context.is_cancelled)
             acknowledgement = {"batch_id": number, "rows": batch.num_rows, "status": "acked"}
@@ -173,7 +199,7 @@ class _MetaPort(_Port):
 
     def list_flights(self, context: flight.ServerCallContext, criteria: bytes) -> Iterator[flight.FlightInfo]:
         self._state.last_call = time.monotonic()
-        filters = parse_filters(_parse_ticket(criteria).get("filters")) if criteria else []
+        filters = self._state.filters(self._parse_ticket(criteria)) if criteria else []
         matching = [d for d in self._state.datasets() if all(_listed(d, f.field, f.operator, f.value) for f in filters)]
         return iter([_info(flight.FlightDescriptor.for_path(d.name), 0, 0) for d in matching])
 
@@ -184,7 +210,7 @@ class _MetaPort(_Port):
         self._state.last_call = time.monotonic()
         if not descriptor.path:
             raise pa.ArrowInvalid("Empty path")
-        dataset = self._state.dataset(_name(descriptor.path[0]))
+        dataset = self._state.dataset(self._state.limits.dataset_of(descriptor.path))
         return _info(descriptor, dataset.batch_count, dataset.byte_count)
 
 
@@ -214,30 +240,5 @@ def _batches(reader: flight.MetadataRecordBatchReader) -> Iterator[pa.RecordBatc
             yield chunk.data
 
 
-def _parse_ticket(ticket: bytes, known: Set[str] = _SCAN_KEYS) -> dict[str, Any]:
-    """JSON, or a bare dataset name. Raises ArrowInvalid for JSON that is no ticket of the known keys."""
-    if not ticket.startswith(b"{"):
-        return {"name": ticket.decode(errors="replace")}
-    try:
-        request = json.loads(ticket, parse_constant=_reject)
-    except (ValueError, RecursionError) as error:
-        raise pa.ArrowInvalid("invalid ticket format") from error
-    if not isinstance(request, dict) or request.keys() - known:
-        raise pa.ArrowInvalid("invalid ticket format")
-    return request
-
-
-def _name(part: bytes) -> str:
-    """A dataset's name out of a descriptor."""
-    try:
-        return part.decode()
-    except UnicodeDecodeError as error:
-        raise pa.ArrowInvalid("the name of a dataset must be valid UTF-8") from error
-
-
 def _is_list_of_names(columns: object) -> bool:
     return isinstance(columns, list) and all(isinstance(column, str) for column in columns)
-
-
-def _reject(constant: str) -> float:
-    raise ValueError(f"{constant} is not JSON")

@@ -19,6 +19,7 @@ from fletcher_core.longbow.server.catalog import Catalog
 from fletcher_core.longbow.server.dataset import Dataset
 from fletcher_core.longbow.server.faults import Faults
 from fletcher_core.longbow.server.filters import Filter, UnusableFilterError
+from fletcher_core.longbow.server.limits import Limits, refuse
 from fletcher_core.longbow.server.schema import check_columns
 from fletcher_core.longbow.server.stored_batch import Hits
 
@@ -33,8 +34,9 @@ _CACHE_ENTRIES = 256
 class ServerState:
     """One folder's datasets. Safe to call from the threads of both ports."""
 
-    def __init__(self, folder: Path, faults: Faults) -> None:
+    def __init__(self, folder: Path, faults: Faults, limits: Limits) -> None:
         self.faults = faults
+        self.limits = limits
         self.namespaces = ["default"]
         self.last_call = time.monotonic()
         self.stopping = threading.Event()
@@ -64,14 +66,20 @@ class ServerState:
         return found
 
     def dataset_for_put(self, name: str, schema: pa.Schema) -> Dataset:
-        """The dataset, made when it is new; it stays even when the put then fails, but for columns that cannot be."""
+        """The dataset, made when it is new; it stays even when the put then fails, but for columns that cannot be.
+
+        Raises ArrowInvalid for such columns, and over a limit.
+        """
+        self.limits.check_schema(schema)
         check_columns(schema)
         with self._lock:
             if name not in self._datasets:
+                if len(self._datasets) >= self.limits.datasets:
+                    refuse(f"this put would make dataset {len(self._datasets) + 1}", self.limits.datasets)
                 number = self._catalog.create_dataset(name, schema)
                 self._datasets[name] = Dataset(name, number, schema, self._catalog)
         dataset = self._datasets[name]
-        dataset.accept(schema)
+        dataset.accept(schema, self.limits.columns)
         return dataset
 
     def delete_dataset(self, name: str) -> None:
@@ -82,7 +90,7 @@ class ServerState:
     def put(self, dataset: Dataset, batches: Iterable[pa.RecordBatch], cancelled: Callable[[], bool]) -> None:
         """Store a stream: rows are held until 50,000 rows or 32 MiB, so that small messages become one stored batch."""
         put, held, rows, size = self._catalog.next_put(), [], 0, 0
-        for batch in batches:
+        for batch in self.limits.checked_batches(batches):
             held.append(batch)
             rows, size = rows + batch.num_rows, size + batch.nbytes
             if rows >= FLUSH_ROWS or size >= FLUSH_BYTES:
@@ -123,6 +131,13 @@ class ServerState:
                 answer["vector_type"] = self.dataset(name).vector_type
         return answer
 
+    def filters(self, request: Mapping[str, Any]) -> list[Filter]:
+        """The `filters` of a ticket or an action. Raises ArrowInvalid when they are none or too many."""
+        values = request.get("filters")
+        if isinstance(values, list) and len(values) > self.limits.filters:
+            refuse(f"the request has {len(values)} filters", self.limits.filters)
+        return parse_filters(values)
+
     def search(self, request: Mapping[str, Any]) -> list[Hits]:
         """One Hits a query. Raises the exceptions of Dataset.search, ArrowInvalid for a malformed request."""
         name = request.get("dataset", "")
@@ -132,8 +147,9 @@ class ServerState:
         k, queries = request.get("k", 0), _queries(request)
         if type(k) is not int or k < 1:
             raise pa.ArrowInvalid("k must be at least 1")
+        self.limits.check_search(len(queries), queries.shape[1], k, dataset.row_count)
         try:
-            return dataset.search(queries, k, parse_filters(request.get("filters")), self.faults)
+            return dataset.search(queries, k, self.filters(request), self.faults)
         except UnusableFilterError as error:
             raise flight.FlightInternalError(f"filter failed: {error}") from error
 
@@ -175,6 +191,6 @@ def _queries(request: Mapping[str, Any]) -> npt.NDArray[np.float32]:
         array = np.array(queries, dtype=np.float32)
     except (TypeError, ValueError, OverflowError) as error:
         raise pa.ArrowInvalid(f"invalid query vector: {str(error)[:200]}") from error
-    if array.ndim != 2:
+    if array.ndim != 2 or not array.shape[1]:
         raise pa.ArrowInvalid("invalid query vector: not a list of numbers")
     return array

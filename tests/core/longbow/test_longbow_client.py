@@ -194,6 +194,8 @@ def test_every_exception_of_pyarrow_has_its_error(error: Exception, expected: ty
         ("127.0.0.1:3000", "127.0.0.1:3000", "127.0.0.1:3001"),
         ("grpc://db.local:5000", "db.local:5000", "db.local:5001"),
         ("grpc+tcp://[::1]:3000/", "[::1]:3000", "[::1]:3001"),
+        ("grpc+tls://db.local:5000", "grpc+tls://db.local:5000", "grpc+tls://db.local:5001"),
+        ("grpc+tls://[::1]:3000", "grpc+tls://[::1]:3000", "grpc+tls://[::1]:3001"),
     ],
 )
 def test_addresses(text: str, data: str, meta: str) -> None:
@@ -201,7 +203,9 @@ def test_addresses(text: str, data: str, meta: str) -> None:
     assert LongbowSettings(text).address.meta == meta
 
 
-@pytest.mark.parametrize("text", ["", "localhost", "http://h:1", "grpc+tls://h:1", "h:port", "h:99999", "h:1/path"])
+@pytest.mark.parametrize(
+    "text", ["", "localhost", "http://h:1", "grpc+tls://h", "https://h:1", "h:port", "h:99999", "h:1/path"]
+)
 def test_an_address_that_is_none_names_its_setting(text: str) -> None:
     with pytest.raises(ConfigError, match="Longbow data address"):
         LongbowSettings(text)
