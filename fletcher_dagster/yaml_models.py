@@ -57,6 +57,15 @@ class LongbowModel(dg.Model):
     call_timeout: float | str | None = None
     put_timeout: float | str | None = None
     read_timeout: float | str | None = None
+    tls_ca: str | None = None
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    tls_server_name: str | None = None
+    token: str | None = None
+    token_file: str | None = None
+    token_env: str | None = None
+    token_header: str | None = None
+    allow_plaintext_token: bool | str | None = None
     transport: str | None = None
     compression: str | None = None
     delivery_timeout: float | str | None = None

@@ -3,7 +3,7 @@
 from fletcher_core.longbow.address import LongbowAddress
 from fletcher_core.longbow.client import LongbowClient, LongbowSettings, PutResult, Readiness
 from fletcher_core.longbow.credentials import Credentials
-from fletcher_core.longbow.embedded import ensure_embedded, stop_embedded
+from fletcher_core.longbow.embedded import embedded_credentials, ensure_embedded, stop_embedded
 from fletcher_core.longbow.secret import Secret
 from fletcher_core.longbow.sender import DeliveryReport, Sender, SenderSettings
 
@@ -18,6 +18,7 @@ __all__ = [
     "Secret",
     "Sender",
     "SenderSettings",
+    "embedded_credentials",
     "ensure_embedded",
     "stop_embedded",
 ]

@@ -11,7 +11,6 @@ import pyarrow.flight as flight
 
 from fletcher_core.errors import LongbowError, LongbowNotFound, LongbowRejected, LongbowUnavailable
 
-_UNAVAILABLE = (flight.FlightUnavailableError, flight.FlightCancelledError)
 _REFUSED = (flight.FlightUnauthenticatedError, flight.FlightUnauthorizedError)
 
 
@@ -32,7 +31,12 @@ def longbow_error(error: BaseException, where: str) -> LongbowError:
             f"{where}: no answer before the deadline; the server is overloaded, out of its memory limit, or gone. "
             "Raise its LONGBOW_MAX_MEMORY or our timeout, or try again later"
         )
-    if isinstance(error, _UNAVAILABLE):
+    if isinstance(error, flight.FlightCancelledError):
+        return LongbowUnavailable(
+            f"{where}: the call was cancelled ({said}), by the server, by a proxy on the way, or because a message of "
+            "the answer is over our limit. Try again, and if that does not help ask for fewer rows"
+        )
+    if isinstance(error, flight.FlightUnavailableError):
         return LongbowUnavailable(f"{where}: not reachable ({said}). Start the server or correct the address")
     if isinstance(error, _REFUSED):
         return LongbowRejected(f"{where}: access refused ({said}). Is that address a Longbow server?")

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -16,22 +17,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fletcher_core
-from fletcher_core.errors import LongbowError, LongbowUnavailable
+from fletcher_core.errors import ConfigError, LongbowError, LongbowUnavailable
 from fletcher_core.longbow.address import LongbowAddress
 from fletcher_core.longbow.client import LongbowClient, LongbowSettings
+from fletcher_core.longbow.credentials import Credentials
 from fletcher_core.longbow.server.catalog import make_folder, owner
 
 IDLE_EXIT = 15 * 60.0
 _START_SECONDS = 30.0
 _STOP_SECONDS = 15.0
 _POLL_SECONDS = 0.02
+_TOKEN = "token"
 
 
-def ensure_embedded(folder: Path | str, *, idle_exit: float = IDLE_EXIT) -> LongbowAddress:
+def ensure_embedded(folder: Path | str, *, idle_exit: float = IDLE_EXIT, private: bool = False) -> LongbowAddress:
     """The address of the server on `folder`, started if need be; it ends by itself after `idle_exit` seconds alone.
 
     The server outlives this process and takes the same ports again when it is started again, so that what was
-    delivered to it stays known under its address. Raises LongbowUnavailable, naming the log, when it does not start,
+    delivered to it stays known under its address. A `private` one asks every call for a token that only this user can
+    read, and its folder is closed to others: connect with `embedded_credentials`. Raises LongbowUnavailable, naming the log, when it does not start,
     and LongbowError when the folder cannot be used.
     """
     folder = Path(folder).resolve()
@@ -40,6 +44,8 @@ def ensure_embedded(folder: Path | str, *, idle_exit: float = IDLE_EXIT) -> Long
         return address
     make_folder(folder)
     with _exclusive(folder / "start.lock"):
+        if private:
+            _make_private(folder)
         deadline = time.monotonic() + _START_SECONDS
         process = None if owner(folder) is not None else _start(folder, idle_exit)
         while (address := _running(folder)) is None:
@@ -84,11 +90,35 @@ def _running(folder: Path) -> LongbowAddress | None:
     if announced is None or announced[1] != owner(folder):
         return None
     try:
-        with LongbowClient(LongbowSettings(announced[0].data, announced[0].meta)) as client:
+        with LongbowClient(
+            LongbowSettings(announced[0].data, announced[0].meta, credentials=embedded_credentials(folder))
+        ) as client:
             client.readiness()
-    except LongbowError:
+    except (LongbowError, ConfigError):
         return None
     return announced[0]
+
+
+def embedded_credentials(folder: Path | str) -> Credentials:
+    """What the server on `folder` asks for: the token of a private one, else nothing."""
+    token = Path(folder).resolve() / _TOKEN
+    return Credentials(token_file=str(token) if token.is_file() else "")
+
+
+def _make_private(folder: Path) -> None:
+    """A random token for the folder's servers, once. Raises LongbowError where files cannot be closed to others."""
+    try:
+        folder.chmod(0o700)
+        with contextlib.suppress(FileExistsError), open(folder / _TOKEN, "x", opener=_for_owner_only) as file:
+            file.write(secrets.token_urlsafe(32))
+    except OSError as error:
+        raise LongbowError(
+            f"{folder} cannot be closed to other users ({error}): choose a folder of your own for the embedded server"
+        ) from error
+
+
+def _for_owner_only(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def announced_address(folder: Path) -> LongbowAddress | None:
@@ -112,6 +142,8 @@ def _start(folder: Path, idle_exit: float) -> subprocess.Popen[bytes]:
     data, meta = (announced[0].data, announced[0].meta) if announced else ("", "")
     command = [sys.executable, "-m", "fletcher_core.longbow.server", "--data-path", str(folder)]
     command += ["--data-port", _free_port(data), "--meta-port", _free_port(meta), "--idle-exit", str(idle_exit)]
+    if (folder / _TOKEN).is_file():
+        command += ["--token-file", str(folder / _TOKEN)]
     sources = str(Path(fletcher_core.__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [sources, os.environ.get("PYTHONPATH", "")]))
     with (folder / "server.log").open("ab") as log:

@@ -66,22 +66,22 @@ def refusal(said: str, address: str, credentials: Credentials) -> str:
 def _closed_at_once(address: str, credentials: Credentials) -> str:
     """Ask the server by a handshake of our own: gRPC does not pass on why a server hung up, nor that it speaks TLS."""
     answer = _probe(address, credentials)
-    if answer is None:
+    if answer is None:  # no TLS there either, or nobody: it may come back
         return ""
     if not address.startswith("grpc+tls"):
         return f"the server speaks TLS; write its address as 'grpc+tls://{address}'"
-    if "CERTIFICATE_REQUIRED" in answer or (not credentials.tls_certificate and "HANDSHAKE_FAILURE" in answer):
-        return "the server asks for a client certificate; give tls_certificate and tls_key"
-    if "ALERT" in answer and credentials.tls_certificate:
-        return (
-            f"the server does not take the client certificate {credentials.tls_certificate!r} ({answer}); "
-            "give one that its authority signed and that has not expired, as tls_certificate and tls_key"
-        )
-    return ""
+    if not answer:
+        return ""
+    if not credentials.tls_certificate:
+        return f"the server asks for a client certificate ({answer}); give tls_certificate and tls_key"
+    return (
+        f"the server does not take the client certificate {credentials.tls_certificate!r} ({answer}); give one that "
+        "its authority signed and that has not expired, as tls_certificate and tls_key"
+    )
 
 
 def _probe(address: str, credentials: Credentials) -> str | None:
-    """What a TLS handshake there ends with: '' when it went well, the alert's name; None when TLS is not spoken."""
+    """How the server ends a TLS handshake with us: '' when it stays and talks, None when there is no handshake."""
     host, _, port = address.removeprefix("grpc+tls://").rpartition(":")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -92,12 +92,13 @@ def _probe(address: str, credentials: Credentials) -> str | None:
             context.load_cert_chain(credentials.tls_certificate, credentials.tls_key, password=lambda: "")
         with (
             socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SECONDS) as plain,
-            context.wrap_socket(plain, server_hostname=credentials.tls_server_name or None) as connection,
+            context.wrap_socket(plain) as connection,
         ):
-            with contextlib.suppress(TimeoutError):
-                connection.settimeout(_PROBE_SECONDS)
-                connection.recv(1)  # TLS 1.3 says only after the handshake that it wants a certificate
-            return ""
+            # TLS 1.3 refuses a certificate after our side of the handshake; a server that stays sends its settings.
+            try:
+                return "" if connection.recv(1) else "it hung up after the handshake"
+            except ConnectionResetError:
+                return "it hung up after the handshake"
     except ssl.SSLError as error:
         return error.reason if error.reason and "ALERT" in error.reason else None
     except OSError:
