@@ -22,6 +22,7 @@ from fletcher_core.changes import Changes, detect_changes
 from fletcher_core.embedder import Embedder
 from fletcher_core.engines.failover import EngineHealth
 from fletcher_core.errors import ConfigError, RunCancelled, StoreLockedError
+from fletcher_core.given_up import GivenUp
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.longbow.sender import Sender, SenderSettings
 from fletcher_core.sources import Partition, Source, metadata_schema
@@ -62,6 +63,8 @@ class MaterializeSettings:
         segment_rows: the most rows of a segment; fewer where vectors are long.
         commit_seconds: commit about this often, so that a killed run loses little more work than this.
         memory_limit: of DuckDB while it detects changes, as DuckDB writes it.
+        max_attempts: a row that the engine failed on in so many runs is set aside untried in those that follow, until
+            its text or the model changes, or `fletcher quarantine retry` asks for it.
         max_segments: compact a partition that has more files than this at the end of a run.
         min_free_bytes: end the run with a StoreError when less than this would stay free on the store's disk after
             the next commit. The default is room for a segment (20 MiB) several times over: for the manifest, the
@@ -77,13 +80,15 @@ class MaterializeSettings:
     segment_rows: int = 8192
     commit_seconds: float = 10.0
     memory_limit: str = "2GB"
+    max_attempts: int = 3
     max_segments: int = 32
     delivery_timeout: float = 60.0
     min_free_bytes: int = 256 * 2**20
 
     def __post_init__(self) -> None:
         at_least = {
-            "segment_rows": 1, "commit_seconds": 0, "max_segments": 1, "delivery_timeout": 0, "min_free_bytes": 0
+            "segment_rows": 1, "commit_seconds": 0, "min_free_bytes": 0, "max_attempts": 1, "max_segments": 1,
+            "delivery_timeout": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             if not getattr(self, name) >= least:
@@ -204,8 +209,8 @@ class _Run:
             )
             _LOG.info(self.note)
 
-    def quarantine(self, rows: pa.Table) -> None:
-        self.store.quarantine.write(rows, run_id=self.run_id, partition_key=self.partition.key)
+    def quarantine(self, rows: pa.Table, fingerprint: str | None = None) -> None:
+        self.store.quarantine.write(rows, run_id=self.run_id, partition_key=self.partition.key, fingerprint=fingerprint)
         self.quarantined += rows.num_rows
 
     def write_deletes(self) -> None:
@@ -341,9 +346,14 @@ class _Run:
 
     def _windows(self) -> Iterator[tuple[Window, pa.ChunkedArray]]:
         """Windows of the snapshot with the texts to embed, each text once."""
+        given_up = GivenUp(self.store.quarantine, self.partition.key, self.embedder.card, self.settings.max_attempts)
         started = time.perf_counter()
-        for rows in self._snapshot():
-            window = open_window(pa.Table.from_batches([rows]))
+        for batch in self._snapshot():
+            rows, untried = given_up.part(pa.Table.from_batches([batch]))
+            if untried.num_rows:
+                self.store.quarantine.keep(untried, run_id=self.run_id)
+                self.quarantined += untried.num_rows
+            window = open_window(rows)
             texts = window.rows["text"].take(pa.array(window.unique))
             self.clock.busy("read", started, time.perf_counter())
             yield window, texts
@@ -376,7 +386,7 @@ class _Run:
         with self.clock.measuring("guard"):
             finished = finish_window(window, result, self.embedder, self.generation.schema)
         if finished.refused.num_rows:
-            self.quarantine(finished.refused)
+            self.quarantine(finished.refused, self.embedder.card.fingerprint)
         self._count(window, result)
         self.truncated += finished.truncated
         return finished.rows

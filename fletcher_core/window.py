@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from fletcher_core.embedder import Embedder, vector_array
+from fletcher_core.store.quarantine import ENGINE_FAILED
 from fletcher_core.store.schema import DELETE, STORE_FIELDS, UPSERT
 from fletcher_core.text_window import EmbeddedTexts
 
@@ -93,7 +94,7 @@ def _refusals(result: EmbeddedTexts, embedder: Embedder) -> npt.NDArray[np.objec
     refused = np.full(len(result.sound), "", dtype=object)
     refused[~result.sound] = f"invalid_vector: the vector {embedder.verdict}"
     for at, said in result.failed.items():
-        refused[at] = f"engine_failed: the text cannot be computed: {said}"
+        refused[at] = f"{ENGINE_FAILED}: the text cannot be computed: {said}"
     for text in result.invalid:
         refused[text.row] = f"invalid_text: the text {text.reason}"
     if embedder.encoder.long_text == "error":

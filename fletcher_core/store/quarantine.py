@@ -12,6 +12,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fletcher_core.errors import StoreError
@@ -35,8 +36,11 @@ SCHEMA = pa.schema(
         pa.field("partition_key", pa.string()),
         pa.field("attempts", pa.int32()),
         pa.field("at", pa.timestamp("us", tz="UTC")),
+        pa.field("fingerprint", pa.string()),  # of the model that it was tried with; null in files of before
     ]
 )
+# What may take an engine's process with it each time it is tried, and is therefore given up at some point.
+ENGINE_FAILED = "engine_failed"
 _NUMBER = pa.field("number", pa.int64())
 _FOOTER_KEY = b"fletcher.quarantine"
 _FOOTER = {_FOOTER_KEY: json.dumps({"version": QUARANTINE_VERSION}).encode()}
@@ -48,8 +52,19 @@ class Quarantine:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def write(self, rows: pa.Table | Sequence[dict[str, str | None]], *, run_id: str, partition_key: str = "") -> None:
-        """Adds rows (id, reason, message, content_hash). A row that was in before counts one attempt more.
+    def write(
+        self,
+        rows: pa.Table | Sequence[dict[str, str | None]],
+        *,
+        run_id: str,
+        partition_key: str = "",
+        fingerprint: str | None = None,
+    ) -> None:
+        """Adds rows (id, reason, message, content_hash). A row that was in before, with the same text and model,
+        counts one attempt more.
+
+        Args:
+            fingerprint: of the model that they were tried with; None for rows that no model can have tried.
 
         Raises:
             StoreError: a column is missing or no text; the disk is full; an earlier file is damaged or of a newer
@@ -62,23 +77,60 @@ class Quarantine:
             connection.register("rows", table)
             connection.register("earlier", self._recorded(partition_key))
             attempts = (
-                "SELECT any_value(rows) AS row, coalesce(max(e.attempts), 0) + 1 AS attempts FROM rows "
+                "SELECT any_value(rows) AS row, coalesce(arg_max(e.attempts, e.number), 0) + 1 AS attempts FROM rows "
                 "LEFT JOIN earlier e ON e.id = rows.id AND e.content_hash IS NOT DISTINCT FROM rows.content_hash "
-                "AND e.run_id <> ? GROUP BY rows.id, rows.content_hash, rows.reason, rows.message"
+                "AND e.fingerprint IS NOT DISTINCT FROM ? AND e.run_id <> ? "
+                "GROUP BY rows.id, rows.content_hash, rows.reason, rows.message"
             )
             counted: pa.Table = connection.sql(
-                f"SELECT row.id, row.reason, row.message, row.content_hash, attempts FROM ({attempts})", params=[run_id]
+                f"SELECT row.id, row.reason, row.message, row.content_hash, attempts FROM ({attempts})",
+                params=[fingerprint, run_id],
             ).to_arrow_table()
         count = counted.num_rows
         counted = (
             counted.append_column("run_id", pa.repeat(run_id, count))
             .append_column("partition_key", pa.repeat(partition_key, count))
             .append_column("at", pa.repeat(pa.scalar(int(time.time() * 1e6), SCHEMA.field("at").type), count))
+            .append_column("fingerprint", pa.repeat(pa.scalar(fingerprint, pa.string()), count))
         )
+        self._add(counted, partition_key)
+
+    def given_up(self, partition_key: str, fingerprint: str, attempts: int) -> pa.Table:
+        """Rows, as `read` gives them, that the engine failed on in so many runs with this model: not to be tried."""
+        rows = self.read(partition_key)
+        tried = pc.and_(pc.greater_equal(rows["attempts"], attempts), pc.equal(rows["fingerprint"], fingerprint))
+        return rows.filter(pc.and_(tried, pc.equal(rows["reason"], ENGINE_FAILED)))
+
+    def keep(self, rows: pa.Table, *, run_id: str) -> None:
+        """Counts rows, as `given_up` gives them, among those of this run, without an attempt more."""
+        for partition_key in rows["partition_key"].unique().to_pylist():
+            these = rows.filter(pc.equal(rows["partition_key"], partition_key))
+            column = SCHEMA.get_field_index("run_id")
+            self._add(these.set_column(column, "run_id", pa.repeat(run_id, these.num_rows)), partition_key)
+
+    def retry(self, ids: Sequence[str] | None = None, partition_key: str | None = None) -> int:
+        """Forgets how often rows were tried, so that the next run tries them again; how many rows that concerns.
+
+        Args:
+            ids: which; None for all.
+            partition_key: in which partition; None for all.
+        """
+        rows = self.read(partition_key)
+        if ids is not None:
+            rows = rows.filter(pc.is_in(rows["id"], pa.array(ids, pa.string())))
+        for key in rows["partition_key"].unique().to_pylist():
+            these = rows.filter(pc.equal(rows["partition_key"], key))
+            column = SCHEMA.get_field_index("attempts")
+            zeros = pa.repeat(pa.scalar(0, pa.int32()), these.num_rows)
+            self._add(these.set_column(column, "attempts", zeros), key)
+        return rows.num_rows
+
+    def _add(self, rows: pa.Table, partition_key: str) -> None:
+        """One more file, with rows of SCHEMA."""
         number = max(map(_number, self._files(partition_key)), default=0) + 1
         path = self._folder / folder_name(partition_key) / f"rows-{number:010d}-{uuid4().hex[:8]}.parquet"
         with committed(path) as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
-            writer.write_table(counted.select(SCHEMA.names).cast(SCHEMA))
+            writer.write_table(rows.select(SCHEMA.names).cast(SCHEMA))
             writer.add_key_value_metadata(_FOOTER)
 
     def read(self, partition_key: str | None = None) -> pa.Table:
@@ -131,7 +183,10 @@ def _read(path: Path) -> pa.Table:
         with pq.ParquetFile(path) as file:
             described = json.loads((file.metadata.metadata or {}).get(_FOOTER_KEY, b"{}"))
             check_version(path, version_of(described), QUARANTINE_VERSION)
-            return file.read().select(SCHEMA.names).cast(SCHEMA)
+            rows = file.read()
+            if "fingerprint" not in rows.column_names:  # an earlier Fletcher's
+                rows = rows.append_column("fingerprint", pa.nulls(rows.num_rows, pa.string()))
+            return rows.select(SCHEMA.names).cast(SCHEMA)
     except FileNotFoundError:  # dropped since it was listed
         return SCHEMA.empty_table()
     except (OSError, pa.ArrowException, AttributeError, KeyError, TypeError, ValueError) as error:

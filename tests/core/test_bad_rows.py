@@ -123,6 +123,34 @@ def test_one_poison_row_among_fifty_costs_only_itself(minilm: Embedder, table: D
     assert (again.new, again.quarantined, again.rows_in_store) == (1, 0, 50)
 
 
+def test_a_row_that_fails_again_and_again_is_not_tried_for_ever(
+    minilm: Embedder, table: DuckDBTable, store: VectorStore
+) -> None:
+    engine = PickyEngine(minilm.engine, {token_of(minilm, POISON)})
+    picky = with_engine(minilm, engine)
+    for attempts in (1, 2, 3):
+        materialize(table, embedder=picky, store=store)
+        assert store.quarantine.read()["attempts"].to_pylist() == [attempts]
+    calls = engine.calls
+    for _ in range(2):
+        report = materialize(table, embedder=picky, store=store)
+        assert (report.new, report.quarantined, report.embedded, report.rows_in_store) == (1, 1, 0, 49)
+    assert engine.calls == calls
+    assert store.quarantine.read()["attempts"].to_pylist() == [3]
+    assert store.quarantine.retry(["1", "2"]) == 0
+    assert store.quarantine.retry(["17"]) == 1
+    assert store.quarantine.read()["attempts"].to_pylist() == [0]
+    materialize(table, embedder=picky, store=store)
+    assert engine.calls > calls
+    assert store.quarantine.read()["attempts"].to_pylist() == [1]
+    for _ in range(3):
+        materialize(table, embedder=picky, store=store)
+    with duckdb.connect(str(table.database)) as connection:
+        connection.execute("UPDATE notes SET text = 'another text' WHERE id = 17")
+    assert materialize(table, embedder=picky, store=store).rows_in_store == 50
+    assert quarantined(store) == []
+
+
 def test_a_call_names_the_text_that_the_engine_fails_on(minilm: Embedder) -> None:
     """Peers' defect 1: after an exception in the forward pass infinity's worker is gone, and callers wait for ever."""
     picky = with_engine(minilm, PickyEngine(minilm.engine, {token_of(minilm, POISON)}))

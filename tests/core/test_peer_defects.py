@@ -146,7 +146,7 @@ def test_sentence_transformers_sorted_by_characters(minilm: Embedder) -> None:
     assert {len(text) for text in texts} == {60}
     lengths = minilm.encoder.encode(texts).sequences.lengths
     assert (lengths.min(), lengths.max()) == (7, 62)
-    planned = minilm.engine.plan(lengths)
+    planned = minilm.engine.batching.plan(lengths)
     in_order = np.concatenate([lengths[rows] for rows in planned])
     assert (np.diff(in_order) <= 0).all()
     ((_, result),) = minilm.stream([(None, texts)])

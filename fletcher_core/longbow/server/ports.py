@@ -119,8 +119,10 @@ class _Port(flight.FlightServerBase):  # type: ignore[misc]
         if "search" in request:
             return flight.RecordBatchStream(pa.Table.from_batches([hits_batch(self._search(request["search"]))]))
         name, columns = request.get("name", request.get("dataset", "")), request.get("columns")
-        if not isinstance(name, str) or not (columns is None or _is_list_of_names(columns)):
-            raise pa.ArrowInvalid("invalid ticket format")
+        if not isinstance(name, str):
+            raise pa.ArrowInvalid("invalid ticket format: name is no string")
+        if columns is not None and not _is_list_of_names(columns):
+            raise pa.ArrowInvalid("invalid ticket format: columns is no list of names")
         dataset, filters = self._state.dataset(name), self._state.filters(request)
         table = dataset.scan(filters, self._state.faults, columns)
         batches = table.to_batches(max_chunksize=_SCAN_CHUNK_ROWS)

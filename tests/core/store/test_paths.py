@@ -219,10 +219,10 @@ def test_two_keys_never_share_a_folder(keys: list[str]) -> None:
 
 
 def test_half_characters_are_no_names(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="collection .* is not valid Unicode"):
+    with pytest.raises(ConfigError, match=r"collection .* is not valid Unicode"):
         VectorStore.open(tmp_path / "store", collection="a\ud800")
     assert not list(tmp_path.iterdir())
-    with open_store(tmp_path) as store, pytest.raises(ConfigError, match="partition key .* is not valid Unicode"):
+    with open_store(tmp_path) as store, pytest.raises(ConfigError, match=r"partition key .* is not valid Unicode"):
         write(generation_of(store), "\udfff", {"a": "one"})
 
 
