@@ -13,7 +13,17 @@ import pyarrow as pa
 
 from fletcher_core.columns import stored_type
 from fletcher_core.errors import ConfigError, InputError, StoreError
-from fletcher_core.sources import Partition, Source, attached, column_types, filter_column, reading_failed
+from fletcher_core.invalid_text import has_mark, is_invalid_text, number_in, quarantined_select
+from fletcher_core.sources import (
+    ParquetTable,
+    Partition,
+    Source,
+    attached,
+    column_types,
+    filter_column,
+    marked_relation,
+    reading_failed,
+)
 from fletcher_core.sql import connect, first_line, identifier, literal
 from fletcher_core.store.durable import write_failed
 from fletcher_core.store.generation import Generation
@@ -31,7 +41,8 @@ _EXAMPLES = 5  # ids named in an error
 class Changes:
     """The difference between a source and the store, in rows.
 
-    `source_rows` = new + changed + stale + unchanged + null_text + empty_text + null_ids + duplicate_ids.
+    `source_rows` = new + changed + stale + unchanged + null_text + empty_text + invalid_text + null_ids +
+    duplicate_ids.
 
     Attributes:
         new: not in the store yet.
@@ -41,6 +52,8 @@ class Changes:
         deleted: in the store, and no longer embeddable rows of the source.
         null_text: every text column is null.
         empty_text: nothing but white space and control characters.
+        invalid_text: rows of Parquet files that have bytes that are no UTF-8 in the id, a text, a metadata column or
+            the partition column. With the latter nobody knows which partition a row is of: it counts in each.
         null_ids: rows without id.
         duplicate_ids: further copies of a row, and all rows of an id that stands for different contents.
         to_embed: of new, changed and stale those whose vector the store does not know.
@@ -48,7 +61,8 @@ class Changes:
             replaces (int64, null), metadata columns, and, when the vector is known, vector (list<float>), tokens,
             truncated (else null).
         deleted_path: Parquet file of deleted rows: id, replaces.
-        quarantined: id, reason, message, content_hash: one row for each id with different contents.
+        quarantined: id, reason, message, content_hash: one row for each id with different contents ("duplicate_id")
+            and one for each id with invalid texts ("invalid_text"), which has no content_hash.
     """
 
     source_rows: int
@@ -59,6 +73,7 @@ class Changes:
     deleted: int
     null_text: int
     empty_text: int
+    invalid_text: int
     null_ids: int
     duplicate_ids: int
     to_embed: int
@@ -131,32 +146,21 @@ def _scan(
 
     Its columns: file_row_number; status; replaces, the sequence of the store's row of the same id; the id, but not of
     unchanged rows, which that sequence tells apart more cheaply; text, hashes and metadata where there is work to do.
+    The text of a row of status 'invalid_text' is its mark's number, see `invalid_text`.
     """
     with attached(source, connection) as relation:
         types = column_types(source, connection, relation, partition)
-        # Without metadata columns all rows have the same hash of them, and the join does not carry it.
-        metadata = "s.fletcher_metadata IS NOT DISTINCT FROM l.metadata_hash" if source.metadata_columns else "true"
-        ledger = "id, content_hash, sequence" + (", metadata_hash" if source.metadata_columns else "")
-        compared = f"""
-            SELECT coalesce(s.id, l.id) AS id, l.sequence AS replaces, s.* EXCLUDE (id),
-                CASE WHEN fletcher_kind IS NULL THEN 'deleted'
-                     WHEN fletcher_kind <> 'text' THEN fletcher_kind
-                     WHEN l.sequence IS NULL THEN 'new'
-                     WHEN s.fletcher_content = l.content_hash AND {metadata} THEN 'unchanged'
-                     ELSE 'changed' END AS status
-            FROM ({_hashed(source, types, relation, partition)}) s FULL OUTER JOIN
-                 (SELECT {ledger} FROM ({generation.ledger_sql(partition.key)})) l
-            ON s.fletcher_key = l.id"""
-        contents = {"text": "text", "content_hash": text_form("fletcher_content")}
-        if source.metadata_columns:
-            contents["metadata_hash"] = text_form("fletcher_metadata")
-        contents |= {identifier(name): identifier(name) for name in source.metadata_columns}
-        # Nearly all rows are unchanged: nulls are what costs least to write of them.
-        kept = "nullif(status, 'unchanged') AS status, CASE WHEN status <> 'unchanged' THEN id END AS id, " + ", ".join(
-            f"CASE WHEN status IN ('new', 'changed') THEN {value} END AS {name}" for name, value in contents.items()
-        )
+
+        def compare(rows: str) -> None:
+            _copy(connection, _compared(source, rows, partition, generation), target, "COMPRESSION snappy")
+
         try:
-            _copy(connection, f"SELECT replaces, {kept} FROM ({compared})", target, "COMPRESSION snappy")
+            try:
+                compare(_hashed(source, types, relation, partition))
+            except duckdb.InvalidInputException as error:
+                if not isinstance(source, ParquetTable) or not is_invalid_text(error):
+                    raise
+                compare(_hashed(source, types, marked_relation(source, connection, partition), partition, marked=True))
         except duckdb.OutOfMemoryException:
             raise
         except duckdb.Error as error:
@@ -170,11 +174,39 @@ def _scan(
     )
 
 
-def _hashed(source: Source, types: dict[str, str], relation: str, partition: Partition) -> str:
+def _compared(source: Source, rows: str, partition: Partition, generation: Generation) -> str:
+    """A SELECT of `_hashed` rows beside those of the store, with the columns of `scan`."""
+    # Without metadata columns all rows have the same hash of them, and the join does not carry it.
+    metadata = "s.fletcher_metadata IS NOT DISTINCT FROM l.metadata_hash" if source.metadata_columns else "true"
+    ledger = "id, content_hash, sequence" + (", metadata_hash" if source.metadata_columns else "")
+    compared = f"""
+        SELECT coalesce(s.id, l.id) AS id, l.sequence AS replaces, s.* EXCLUDE (id),
+            CASE WHEN fletcher_kind IS NULL THEN 'deleted'
+                 WHEN fletcher_kind <> 'text' THEN fletcher_kind
+                 WHEN l.sequence IS NULL THEN 'new'
+                 WHEN s.fletcher_content = l.content_hash AND {metadata} THEN 'unchanged'
+                 ELSE 'changed' END AS status
+        FROM ({rows}) s FULL OUTER JOIN
+             (SELECT {ledger} FROM ({generation.ledger_sql(partition.key)})) l
+        ON s.fletcher_key = l.id"""
+    contents = {"text": "text", "content_hash": text_form("fletcher_content")}
+    if source.metadata_columns:
+        contents["metadata_hash"] = text_form("fletcher_metadata")
+    contents |= {identifier(name): identifier(name) for name in source.metadata_columns}
+    # Nearly all rows are unchanged: nulls are what costs least to write of them.
+    kept = "nullif(status, 'unchanged') AS status, CASE WHEN status <> 'unchanged' THEN id END AS id, " + ", ".join(
+        f"CASE WHEN status IN ('new', 'changed', 'invalid_text') THEN {value} END AS {name}"
+        for name, value in contents.items()
+    )
+    return f"SELECT replaces, {kept} FROM ({compared})"
+
+
+def _hashed(source: Source, types: dict[str, str], relation: str, partition: Partition, *, marked: bool = False) -> str:
     """A SELECT of the source's rows: id, text, metadata columns, fletcher_kind, fletcher_key, and the hashes as the
     ledger has them, fletcher_content and fletcher_metadata.
 
     The kind says whether a row can be embedded ('text'); the key is the id of such a row, and null for others.
+    `marked` says that the relation may hold marks.
     """
     row_id = identifier(source.id_column)
     texts = [identifier(name) for name in source.text_columns]
@@ -186,11 +218,19 @@ def _hashed(source: Source, types: dict[str, str], relation: str, partition: Par
         f"CASE WHEN {row_id} IS NULL THEN 'null_id' WHEN {' AND '.join(f'{name} IS NULL' for name in texts)} "
         f"THEN 'null_text' WHEN {' AND '.join(map(_is_blank, texts))} THEN 'empty_text' ELSE 'text' END"
     )
-    columns = [f"CAST({row_id} AS VARCHAR) AS id", f"{_joined(source)} AS text", f"{kind} AS fletcher_kind", *metadata]
-    condition = "true"
+    text, condition = _joined(source), "true"
+    used = [source.id_column, *source.text_columns, *source.metadata_columns]
     if partition.filtered:
         name = filter_column(source, partition)
         condition = partition.condition(name, types[name])
+        used.append(name)
+        if marked:
+            condition = f"({condition}) OR coalesce({has_mark(f'CAST({identifier(name)} AS VARCHAR)')}, false)"
+    if marked:
+        everything = f"concat({', '.join(f'CAST({identifier(name)} AS VARCHAR)' for name in used)})"
+        kind = f"CASE WHEN {row_id} IS NOT NULL AND {has_mark(everything)} THEN 'invalid_text' ELSE {kind} END"
+        text = f"CASE WHEN {has_mark(everything)} THEN CAST({number_in(everything)} AS VARCHAR) ELSE {text} END"
+    columns = [f"CAST({row_id} AS VARCHAR) AS id", f"{text} AS text", f"{kind} AS fletcher_kind", *metadata]
     return (
         "SELECT *, CAST(md5_number(text) AS UUID) AS fletcher_content, "
         f"{_metadata_number(source)} AS fletcher_metadata, "
@@ -345,13 +385,17 @@ def _write(
         "COMPRESSION zstd",
     )
     counts = _counts(connection, found, changes_path, deleted_path, known)
+    quarantined = (
+        "SELECT id, 'duplicate_id' AS reason, concat('the id occurs ', copies, ' times with ', contents, "
+        "' different texts or metadata') AS message, content_hash FROM ambiguous"
+    )
+    if found.get("invalid_text"):
+        invalid = "SELECT id, CAST(text AS BIGINT) AS number FROM scan WHERE status = 'invalid_text'"
+        quarantined += f" UNION ALL {quarantined_select(invalid)}"
+    table = connection.sql(f"SELECT * FROM ({quarantined}) ORDER BY id, reason").to_arrow_table()
     known.unlink()
     (workspace / "scan.parquet").unlink()
-    quarantined = connection.sql(
-        "SELECT id, 'duplicate_id' AS reason, concat('the id occurs ', copies, ' times with ', contents, "
-        "' different texts or metadata') AS message, content_hash FROM ambiguous ORDER BY id"
-    ).to_arrow_table()
-    return Changes(**counts, changes_path=changes_path, deleted_path=deleted_path, quarantined=quarantined)
+    return Changes(**counts, changes_path=changes_path, deleted_path=deleted_path, quarantined=table)
 
 
 def _copy(connection: duckdb.DuckDBPyConnection, select: str, path: Path, options: str) -> None:
@@ -381,6 +425,7 @@ def _counts(
         "deleted": deleted,
         "null_text": rows.get("null_text", 0),
         "empty_text": rows.get("empty_text", 0),
+        "invalid_text": rows.get("invalid_text", 0),
         "null_ids": rows.get("null_id", 0),
         "duplicate_ids": sum(copies.values()),
         "to_embed": to_embed,

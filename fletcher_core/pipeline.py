@@ -339,6 +339,7 @@ class _Run:
             engine_failures=health.failed - before.failed,
             engine_problem=health.last_failure if health.failed > before.failed or health.standing_in else "",
             standby_batches=health.batches - before.batches,
+            invalid_text=changes.invalid_text,
         )
 
     def _segment_rows(self) -> int:

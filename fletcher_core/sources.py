@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from fletcher_core.columns import check_text_type, choices, stored_type
 from fletcher_core.errors import ConfigError, SourceError
+from fletcher_core.invalid_text import is_invalid_text, marked_files
 from fletcher_core.partition import Partition
 from fletcher_core.sql import connect, first_line, identifier, literal, literals
 from fletcher_core.store.schema import check_metadata_names
@@ -174,10 +175,13 @@ class ParquetTable:
         Raises:
             SourceError: a file is missing.
         """
-        relation = f"read_parquet({literals(self.paths(connection))}, union_by_name = true)"
+        return self.over(f"read_parquet({literals(self.paths(connection))}, union_by_name = true)")
+
+    def over(self, files: str) -> str:
+        """The SQL relation to select from, where `files` is that of the files as they are."""
         if self.query:
-            return f"(WITH files AS (FROM {relation}) SELECT * FROM {_subquery(self.query)})"
-        return relation
+            return f"(WITH files AS (FROM {files}) SELECT * FROM {_subquery(self.query)})"
+        return files
 
     def detach(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Nothing to release: DuckDB opens Parquet files only while it reads them."""
@@ -211,6 +215,15 @@ def attached(source: Source, connection: duckdb.DuckDBPyConnection) -> Iterator[
         yield relation
     finally:
         source.detach(connection)
+
+
+def marked_relation(source: ParquetTable, connection: duckdb.DuckDBPyConnection, partition: Partition) -> str:
+    """The source's relation with marks in place of texts that are no UTF-8, see `invalid_text`."""
+    wanted = [source.id_column, *source.text_columns, *source.metadata_columns]
+    if partition.filtered:
+        wanted.append(filter_column(source, partition))
+    files = marked_files(connection, source.paths(connection), None if source.query else wanted)
+    return source.over(files)
 
 
 def column_types(
@@ -270,6 +283,11 @@ def reading_failed(source: Source, error: duckdb.Error) -> SourceError:
             damaged = _damaged_file(source.paths(connection))
         if damaged is not None:
             return SourceError(damaged)
+    elif is_invalid_text(error):
+        return SourceError(
+            f"cannot read {source.origin()}: {first_line(error)} Read that file through ParquetTable, which sets such "
+            "rows aside, or write it again in UTF-8"
+        )
     return SourceError(f"cannot read {source.origin()}: {first_line(error)}")
 
 
@@ -289,7 +307,7 @@ def _damaged_file(paths: Sequence[str]) -> str | None:
     for path in paths:
         with connect() as connection:
             try:
-                relation = f"read_parquet({literals([path])})"
+                relation = f"read_parquet({literals([path])}, utf8_validation = 'replace')"
                 names = [row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()]
                 sums = ", ".join(f"max(hash({identifier(name)}))" for name in names)
                 connection.execute(f"SELECT {sums} FROM {relation}").fetchall()

@@ -192,7 +192,8 @@ def _slices(
 
 def _tally(partition_key: str, live: int, present: int, quarantined: pa.Table) -> Tally:
     """`present` rows have a text and an id of their own; those that the engine refused are not embeddable."""
-    refused = int(pc.sum(pc.not_equal(quarantined["reason"], "duplicate_id")).as_py() or 0)
+    absent = pc.is_in(quarantined["reason"], pa.array(["duplicate_id", "invalid_text"]))
+    refused = int(pc.sum(pc.invert(absent)).as_py() or 0)
     return Tally(partition_key, live, present - refused, quarantined)
 
 

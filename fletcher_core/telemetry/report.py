@@ -59,7 +59,8 @@ class RunReport:
 
     Rows of the source fall into `new`, `changed`, `stale` (embedded by another model before) and `unchanged`, or are
     left out: `null_text`, `empty_text`, `null_ids`, `quarantined`. `deleted` rows left the store. `duplicate_ids` are
-    further rows of an id with the same text: counted once above. `cache_hits` rows took their vector from the store or
+    further rows of an id with the same text: counted once above. `invalid_text` rows had bytes that are no UTF-8; their
+    ids are among the `quarantined`. `cache_hits` rows took their vector from the store or
     from an equal text of their window, `embedded` texts went through the engine. `timeline` are (seconds since start,
     texts/s since the one before); `stages` says of each stage during which share of each equal part of the run,
     `seconds_with_delivery` long, it was busy, 0 to 1. `cache` are the counters of the embedder's cache in memory
@@ -104,6 +105,7 @@ class RunReport:
     engine_failures: int = 0
     engine_problem: str = ""
     standby_batches: int = 0
+    invalid_text: int = 0
 
     @property
     def cache_hit_rate(self) -> float:

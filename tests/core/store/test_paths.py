@@ -222,8 +222,10 @@ def test_half_characters_are_no_names(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"collection .* is not valid Unicode"):
         VectorStore.open(tmp_path / "store", collection="a\ud800")
     assert not list(tmp_path.iterdir())
-    with open_store(tmp_path) as store, pytest.raises(ConfigError, match=r"partition key .* is not valid Unicode"):
-        write(generation_of(store), "\udfff", {"a": "one"})
+    with open_store(tmp_path) as store:
+        lock = generation_of(store).locked("\udfff", "run")
+        with pytest.raises(ConfigError, match=r"partition key .* is not valid Unicode"):
+            lock.__enter__()
 
 
 @pytest.mark.parametrize("root", ["a\0b", "x" * 300])
