@@ -41,6 +41,7 @@ REPEATED_STRINGS = ("op", "partition_key", "fingerprint", "segment")  # worth a 
 RESERVED_COLUMNS = frozenset(
     [field.name for field in (*ROW_FIELDS, *STORE_FIELDS)]
     + ["vector", "key", "version", "partition", "text", "status", "file_row_number", "score"]
+    + ["fletcher_kind", "fletcher_key", "fletcher_content", "fletcher_metadata"]
 )
 
 

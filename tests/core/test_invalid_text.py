@@ -137,6 +137,20 @@ def test_metadata_is_not_delivered_with_other_letters_than_it_had(corpus: Corpus
     ]
 
 
+def test_columns_and_files_may_have_any_name(corpus: Corpus) -> None:
+    names = ['i"d', "te'xt; --", "to\npic", "n\"ested'"]
+    path = corpus.folder / 'it\'s "a"; file.parquet'
+    nested = pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), strings([b"a", b"\xff"]))
+    columns = [strings([b"1", b"2\xff"]), strings([BAD, b"b"]), strings([b"t", b"\xff"]), nested]
+    pq.write_table(pa.table(dict(zip(names, columns, strict=True))), path)
+    found = corpus.changes(ParquetTable(path, id_column=names[0], text_columns=names[1], metadata_columns=names[2:]))
+    assert found.invalid_text == 2
+    assert found.quarantined["id"].to_pylist() == ["1", f"2? (row 2 of {path})"]
+    quoted = ", ".join('"' + name.replace('"', '""') + '"' for name in names[:2])
+    renamed = ParquetTable(path, query=f"SELECT {quoted} FROM files", id_column=names[0], text_columns=names[1])
+    assert corpus.changes(renamed).invalid_text == 2
+
+
 def test_several_files_whose_columns_differ(corpus: Corpus) -> None:
     write_file(corpus.folder / "a.parquet", {"id": [1, 2], "Text": [b"one", b"\xc3"], "extra": [b"\xff", b"e"]})
     write_file(corpus.folder / "b.parquet", {"text": [b"three", b"four"], "id": [3, 4]})

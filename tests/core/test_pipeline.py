@@ -15,7 +15,7 @@ import pytest
 from fletcher_core import Embedder
 from fletcher_core.cli import main
 from fletcher_core.engines.openvino import OpenVinoEngine
-from fletcher_core.errors import InputError, RunCancelled, SourceError, StoreLockedError
+from fletcher_core.errors import InputError, RunCancelled, SourceError, StoreError, StoreLockedError
 from fletcher_core.longbow.client import LongbowClient, LongbowSettings
 from fletcher_core.longbow.embedded import ensure_embedded, stop_embedded
 from fletcher_core.longbow.sender import SenderSettings
@@ -480,3 +480,40 @@ def test_a_slow_engine_commits_in_time_all_the_same(
     assert generation is not None
     assert sum(segment.rows for segment in generation.segments()) == 900
     assert len(generation.segments()) >= 5
+
+
+def test_a_run_ends_before_the_disk_is_full_and_goes_on_once_there_is_room(
+    source: DuckDBTable, store: VectorStore, minilm: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, looks = shutil.disk_usage, []
+
+    def shrinking(path: Path) -> object:
+        """A disk with room for the snapshot and two commits."""
+        looks.append(path)
+        return real(path)._replace(free=300 * 2**20 if len(looks) <= 3 else 100 * 2**20)
+
+    monkeypatch.setattr(shutil, "disk_usage", shrinking)
+    few = MaterializeSettings(segment_rows=4)
+    with pytest.raises(StoreError, match=r"100\.0 MiB are free, the commit of 4 rows needs 0\.0 MiB, and min_free_b"):
+        materialize(source, embedder=minilm, store=store, settings=few)
+    assert set(looks) == {store.root}
+    assert len(stored(store)) == 8
+    with pytest.raises(StoreError, match=r"the snapshot of changes needs .*Make room or lower min_free_bytes"):
+        materialize(source, embedder=minilm, store=store, settings=few)
+    roomy = MaterializeSettings(min_free_bytes=50 * 2**20)
+    assert materialize(source, embedder=minilm, store=store, settings=roomy).new == 22
+    assert len(stored(store)) == 30
+
+
+def test_a_full_disk_during_change_detection_is_a_store_error(
+    source: DuckDBTable, store: VectorStore, minilm: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "ParquetWriter", full)
+    with pytest.raises(StoreError, match=r"the disk is full .*Make room on the disk"):
+        materialize(source, embedder=minilm, store=store)
+    monkeypatch.undo()
+    assert materialize(source, embedder=minilm, store=store).new == 30
+    assert not list((store.root / "work").iterdir())

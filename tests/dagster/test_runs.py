@@ -1,6 +1,8 @@
 """Whole runs of unpartitioned assets: a real model, a real store, a real server, Dagster's own event log."""
 
 import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from embedding_project import Project, checks, plain
 
@@ -122,6 +124,34 @@ def test_texts_refused_for_their_length_are_not_missed_by_parity(project: Projec
     assert not found["quarantine"].passed
     assert found["row_parity"].passed
     assert plain(found["row_parity"].metadata) == {"fletcher/rows_live": 6, "fletcher/rows_embeddable": 6}
+
+
+def test_texts_that_are_no_utf8_warn_and_keep_parity(project: Project) -> None:
+    binary = pa.array([b"a text", b"no \xff text", b"another text"])
+    texts = pa.Array.from_buffers(pa.string(), 3, binary.buffers())
+    pq.write_table(pa.table({"id": [1, 2, 3], "text": texts}), project.folder / "docs.parquet")
+    assets = project.assets(ParquetTable(project.folder / "docs.parquet"))
+    parity = dg.AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey("docs_embeddings"), "row_parity"))
+    result = project.run(assets)
+    assert result.success
+    table = checks(result)["quarantine"].metadata["fletcher/quarantined"]
+    assert isinstance(table, dg.TableMetadataValue)
+    (row,) = table.records
+    assert (row.data["id"], row.data["reason"]) == ("2", "invalid_text")
+    for found in (result, project.run(assets, selection=parity)):
+        assert checks(found)["row_parity"].passed
+        assert plain(checks(found)["row_parity"].metadata) == {"fletcher/rows_live": 2, "fletcher/rows_embeddable": 2}
+
+
+def test_a_nearly_full_disk_fails_the_run_with_the_setting_to_change(project: Project) -> None:
+    roomy = project.fletcher
+    project.fletcher = FletcherResource(store_path=roomy.store_path, longbow=roomy.longbow, min_free_bytes=1 << 60)
+    assets = project.assets(project.docs())
+    result = project.run(assets)
+    assert not result.success
+    assert "min_free_bytes" in str(result.get_step_failure_events())
+    project.fletcher = roomy
+    assert project.run(assets).success
 
 
 def test_empty_texts_are_counted_and_not_embedded(project: Project) -> None:
