@@ -9,10 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from store_contents import check_invariants, generation_of, live_texts, open_store, write
 
+from fletcher_core import Embedder
 from fletcher_core.errors import StoreError
+from fletcher_core.pipeline import MaterializeSettings, materialize
+from fletcher_core.sources import ParquetTable
 from fletcher_core.store import VectorStore, durable
 from fletcher_core.store.database import Database
 from fletcher_core.store.room import check_room
@@ -201,3 +207,42 @@ def test_a_disk_with_too_little_room_is_refused_by_name(tmp_path: Path) -> None:
         check_room(tmp_path, free, 100 << 30, "the commit")
     with pytest.raises(StoreError, match="cannot be asked"):
         check_room(tmp_path / "none", 1, 0, "a byte")
+
+
+def test_whole_runs_on_a_disk_with_any_little_room_end_well_or_clearly(
+    small_disk: Callable[..., Path], tmp_path: Path, minilm: Embedder
+) -> None:
+    disk = small_disk("size=8m")
+    draw = random.Random(SEED)
+    texts = [" ".join(draw.choices(["cats", "dogs", "trains", "rivers"], k=12)) + f" {n}" for n in range(400)]
+    pq.write_table(pa.table({"id": list(range(400)), "text": texts}), tmp_path / "docs.parquet")
+    source = ParquetTable(tmp_path / "docs.parquet")
+    few = MaterializeSettings(segment_rows=64, commit_seconds=0.0, min_free_bytes=0, max_segments=3)
+    messages = []
+    filler = disk / "filler"
+    for kib in [0, 16, 64, 128, 256, 384, 512, 768, 1024, 1536, 4096]:
+        with filler.open("wb") as file:
+            file.write(bytes(shutil.disk_usage(disk).free - kib * 1024))
+        try:
+            with open_store(disk / "store") as store:
+                materialize(source, embedder=minilm, store=store, settings=few)
+        except StoreError as error:
+            messages.append(str(error))
+        filler.unlink()
+        with open_store(disk / "store") as store:
+            check_files(store)
+    assert 3 <= len(messages) < 11
+    assert all("oom" in message or "full" in message for message in messages), messages
+    with open_store(disk / "store") as store:
+        report = materialize(source, embedder=minilm, store=store, settings=few)
+        assert (report.unchanged, report.rows_in_store) == (400, 400)
+        check_files(store)
+
+
+def check_files(store: VectorStore) -> None:
+    """The manifest names the files that are there, and no id is live twice."""
+    for generation in store.generations():
+        assert sorted((store.root / generation.name / "segments").rglob("*.parquet")) == sorted(generation.files())
+        with duckdb.connect() as connection:
+            live = connection.execute(f"SELECT count(*), count(DISTINCT id) FROM ({generation.live_sql()})").fetchall()
+        assert live[0][0] == live[0][1]
