@@ -35,8 +35,9 @@ def ensure_embedded(folder: Path | str, *, idle_exit: float = IDLE_EXIT, private
 
     The server outlives this process and takes the same ports again when it is started again, so that what was
     delivered to it stays known under its address. A `private` one asks every call for a token that only this user can
-    read, and its folder is closed to others: connect with `embedded_credentials`. Raises LongbowUnavailable, naming the
-    log, when it does not start, and LongbowError when the folder cannot be used.
+    read, and its folder is closed to others: connect with `embedded_credentials`.
+
+    Raises LongbowUnavailable, naming the log, when it does not start, and LongbowError when the folder cannot be used.
     """
     folder = Path(folder).resolve()
     address = _running(folder)

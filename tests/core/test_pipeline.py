@@ -17,7 +17,7 @@ from fletcher_core.cli import main
 from fletcher_core.engines.openvino import OpenVinoEngine
 from fletcher_core.errors import InputError, RunCancelled, SourceError, StoreError, StoreLockedError
 from fletcher_core.longbow.client import LongbowClient, LongbowSettings
-from fletcher_core.longbow.embedded import ensure_embedded, stop_embedded
+from fletcher_core.longbow.embedded import embedded_credentials, ensure_embedded, stop_embedded
 from fletcher_core.longbow.sender import SenderSettings
 from fletcher_core.longbow.server import Faults, LongbowServer
 from fletcher_core.pipeline import MaterializeSettings, materialize
@@ -465,6 +465,44 @@ def test_the_command_takes_a_resources_folder_and_finds_its_server(
         for folder in (root, root / "notes"):
             assert main(["search", "kittens", "-k", "1", "--store", str(folder), "--collection", "notes"]) == 0
             assert "tag=cats" in capsys.readouterr().out
+    finally:
+        stop_embedded(root / ".longbow")
+
+
+def test_the_command_takes_its_token_from_the_environment_or_beside_a_private_server(
+    source: DuckDBTable,
+    minilm: Embedder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root, elsewhere = tmp_path / "vectors", tmp_path / "elsewhere"
+    address = ensure_embedded(root / ".longbow", private=True)
+    credentials = embedded_credentials(root / ".longbow")
+    token = (root / ".longbow" / "token").read_text()
+    try:
+        client = LongbowClient(LongbowSettings(address.data, address.meta, credentials=credentials))
+        with client, VectorStore.open(root / "notes", collection="notes") as store:
+            materialize(source, embedder=minilm, store=store, longbow=client)
+        command = ["search", "kittens", "-k", "1", "--store", str(root), "--collection", "notes"]
+        assert main(command) == 0
+        assert "tag=cats" in capsys.readouterr().out
+        named = [*command, "--longbow", address.data, "--longbow-meta", address.meta]
+        assert main(named) == 1
+        assert "asks for a token" in capsys.readouterr().err
+        monkeypatch.setenv("FLETCHER_LONGBOW_TOKEN", token)
+        assert main(named) == 0
+        monkeypatch.setenv("FLETCHER_LONGBOW_TOKEN_HEADER", "x-api-key")
+        assert main(named) == 0
+        monkeypatch.setenv("FLETCHER_LONGBOW_TOKEN", f"{token}x")
+        capsys.readouterr()
+        assert main(named) == 1
+        assert token not in (said := capsys.readouterr().err)
+        assert "does not take the token" in said
+        assert main([*named, "--longbow-ca", str(elsewhere)]) == 1
+        assert "one without TLS" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            main([*named, "--longbow-token", token])  # `ps` would show it
     finally:
         stop_embedded(root / ".longbow")
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -14,9 +15,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from fletcher_core.errors import ConfigError, LongbowError, LongbowUnavailable
+from fletcher_core.errors import ConfigError, LongbowError, LongbowRejected, LongbowUnavailable
 from fletcher_core.longbow.client import LongbowClient, LongbowSettings
-from fletcher_core.longbow.embedded import ensure_embedded, stop_embedded
+from fletcher_core.longbow.embedded import embedded_credentials, ensure_embedded, stop_embedded
 from fletcher_core.longbow.server import LongbowServer
 from fletcher_core.longbow.server.catalog import owner
 from fletcher_core.longbow.server.faults import Faults, parse_faults
@@ -159,3 +160,36 @@ def test_a_server_whose_folder_is_deleted_ends_by_itself(folder: Path) -> None:
 
     with pytest.raises(LongbowUnavailable):
         outlive()
+
+
+def test_a_private_server_is_for_its_user_alone(folder: Path) -> None:
+    address = ensure_embedded(folder, private=True)
+    token = folder / "token"
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert len(token.read_text()) >= 32
+    with LongbowClient(LongbowSettings(address.data, address.meta)) as stranger:
+        for call in (stranger.readiness, stranger.list_datasets):
+            with pytest.raises(LongbowRejected, match="asks for a token"):
+                call()
+    settings = LongbowSettings(address.data, address.meta, credentials=embedded_credentials(folder))
+    with LongbowClient(settings) as ours:
+        assert ours.readiness().status == "READY"
+    before = token.read_text()
+    assert ensure_embedded(folder, private=True) == address
+    stop_embedded(folder)
+    assert ensure_embedded(folder, private=True) == address  # started again, with the same token
+    assert token.read_text() == before
+    with LongbowClient(settings) as ours:
+        assert ours.readiness().status == "READY"
+    for file in (folder / "server.log", folder / "address.json"):
+        assert before not in file.read_text()
+    if shutil.which("ps"):
+        shown = subprocess.run(["ps", "-eww", "-o", "args="], capture_output=True, text=True, check=True).stdout
+        assert "--token-file" in shown
+        assert before not in shown
+
+
+def test_a_server_that_is_not_private_asks_for_nothing(folder: Path) -> None:
+    ensure_embedded(folder)
+    assert not embedded_credentials(folder).has_token
