@@ -21,6 +21,8 @@ from fletcher_core.models.json_file import brief
 # Element types of tensors, as safetensors names them.
 _FLOATS = ("F16", "F32", "F64")
 
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
 Array = npt.NDArray[np.float32]
 
 
@@ -63,6 +65,13 @@ def load_weights(folder: Path, architecture: Architecture) -> Weights:
     """
     path = folder / "model.safetensors"
     if not path.is_file():
+        pickled = sorted(file.name for ending in _PICKLED for file in folder.glob(f"*{ending}"))
+        if pickled:
+            raise ModelError(
+                f"{path} is missing, and {', '.join(pickled)} beside it is not read: such files are pickles, which can "
+                "run any code while they load. Take a revision of the model that has model.safetensors, or convert the "
+                "weights where you trust them"
+            )
         raise ModelError(
             f"{path} is missing: Fletcher reads safetensors weights in one file; download the model again, "
             "or convert its weights with safetensors"
