@@ -1,6 +1,6 @@
 # Everything goes through a virtual environment in this folder; every target sets it up first if it must.
 #   make demo     the whole path on real text, in a few minutes        make ui      the Dagster UI on the demo's project
-#   make test     the whole suite                                      make lint    format | typecheck | bench | clean
+#   make test     the whole suite                           make lint    format | typecheck | bench | audit | clean
 #   make fuzz     damaged model folders, then damaged calls to the embedded server, SECONDS=60 of each
 # Another interpreter: make setup PYTHON=python3.12
 
@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_VENV := .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed
+AUDIT_VENV := .venv-audit
 PACKAGES := fletcher_core fletcher_dagster demo
 CODE := $(PACKAGES) kernels tests bench chaos
 NATIVE := kernels/simd/CMakeLists.txt $(foreach folder,. arrow encoder unicode wordpiece wordpiece/isa,\
@@ -27,7 +28,7 @@ export DAGSTER_DISABLE_TELEMETRY := 1
 BENCHES := materialize flight change_detection cache memory int8
 RESULTS ?= bench-results
 
-.PHONY: help setup demo ui test fuzz lint format typecheck bench bench-engine bench-latency bench-tokenizer bench-compare clean
+.PHONY: help setup demo ui test fuzz lint format typecheck bench bench-engine bench-latency bench-tokenizer bench-compare audit clean
 
 help:
 	@sed -n '2,5s/^# *//p' Makefile
@@ -115,6 +116,13 @@ BASE ?= HEAD~1
 bench-compare: setup
 	@$(BIN)/python bench/compare.py --base $(BASE) --json $(RESULTS)/compare.json
 
+# Every pinned package against the known vulnerabilities that PyPI lists: needs that service. Strict, so
+# that packages about which nobody could be asked are no "none found".
+audit: setup
+	@test -x $(AUDIT_VENV)/bin/python || "$(PYTHON)" -m venv $(AUDIT_VENV)
+	@$(AUDIT_VENV)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt pip pip-audit
+	@$(AUDIT_VENV)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
+
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) .peers .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) $(AUDIT_VENV) .peers .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -138,10 +138,8 @@ def main() -> int:
             if number % options.check_every == 0 or number == options.runs:
                 books = in_a_process(lambda: let_go_and_check(place, embedder))
                 checks.append({"after": number, "rows": len(place.notes.rows), "books": books})
-                print(
-                    f"{number} kills, {time.monotonic() - started:.0f} s: {len(place.notes.rows)} rows, {books or 'ok'}",
-                    flush=True,
-                )
+                took = time.monotonic() - started
+                print(f"{number} kills, {took:.0f} s: {len(place.notes.rows)} rows, {books or 'ok'}", flush=True)
         stop_embedded(place.longbow)
     failed = [check for check in checks if check["books"]]
     figures = {
