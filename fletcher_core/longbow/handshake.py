@@ -42,6 +42,13 @@ def explain_refusals(address: str, call: str, credentials: Credentials) -> Itera
         raise LongbowRejected(
             f"Longbow at {address}, {call}: access refused ({server_words(error)}). {_about_token(credentials)}"
         ) from error
+    except flight.FlightInternalError as error:
+        if address.startswith("grpc+tls") and "header with status: 400" in server_words(error):
+            raise LongbowRejected(
+                f"Longbow at {address}, {call}: the proxy there answers HTTP 400, as nginx does to a client without a "
+                "certificate that it trusts; give tls_certificate and tls_key, or see the proxy's log"
+            ) from error
+        raise
     except flight.FlightUnavailableError as error:
         why = refusal(server_words(error), address, credentials)
         if why:

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.flight as flight
 import pytest
 from certificates import Authority
 
 from fletcher_core.errors import ConfigError, LongbowRejected, LongbowUnavailable
 from fletcher_core.longbow import Credentials, LongbowAddress, LongbowClient, LongbowSettings, Sender
+from fletcher_core.longbow.handshake import explain_refusals
 from fletcher_core.longbow.server import LongbowServer, ServerTls
 
 ROWS = pa.table({"id": np.array([1, 2], np.uint64), "vector": pa.array([[1.0, 0], [0, 1]], pa.list_(pa.float32(), 2))})
@@ -233,3 +235,15 @@ def test_a_server_process_speaks_tls_and_asks_for_the_token(
     half = subprocess.run([*command[:9], "--tls-cert", str(pair[0])], capture_output=True, text=True, check=False)
     assert half.returncode == 1
     assert "needs both --tls-cert and --tls-key" in half.stderr
+
+
+def test_a_proxys_bad_request_is_no_reason_to_try_again() -> None:
+    """nginx lets the handshake pass and then says 400 where a client certificate is missing."""
+    said = flight.FlightInternalError("Flight returned internal error: Received http2 header with status: 400")
+    with (
+        pytest.raises(LongbowRejected, match="tls_certificate"),
+        explain_refusals("grpc+tls://h:1", "x", Credentials()),
+    ):
+        raise said
+    with pytest.raises(flight.FlightInternalError), explain_refusals("h:1", "x", Credentials()):
+        raise said
