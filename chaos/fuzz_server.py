@@ -36,13 +36,20 @@ class Report:
     said: list[str]
 
 
-def run_cases(seed: int, first: int, seconds: float, *, cases: int | None = None, only: str = "") -> list[Report]:
-    """Run cases from `first` on for so many seconds, in processes of their own that may crash or hang."""
+def run_cases(
+    seed: int, first: int, seconds: float, *, cases: int | None = None, only: str = "", replay: Path | None = None
+) -> list[Report]:
+    """Run cases from `first` on for so many seconds, in processes of their own that may crash or hang.
+
+    With `replay`, those of the files in that folder; `only` takes one kind of them.
+    """
     reports: list[Report] = []
     ends = time.monotonic() + seconds
     while (left := ends - time.monotonic()) > 0 and (cases is None or len(reports) < cases):
         command = [sys.executable, "-m", "chaos.server_driver", "--seed", str(seed), "--first", str(first)]
         command += ["--seconds", str(left), "--only", only]
+        if replay is not None:
+            command += ["--replay", str(replay)]
         if cases is not None:
             command += ["--cases", str(cases - len(reports))]
         reports += _drive(command)
@@ -119,10 +126,7 @@ def main() -> int:
 
     started = time.monotonic()
     kept = sorted(options.replay.glob("*.json")) if options.replay else []
-    reports = []
-    for path in kept:
-        saved = json.loads(path.read_text())
-        reports += run_cases(saved["seed"], saved["case"], 120.0, cases=1, only=saved["only"])
+    reports = run_cases(0, 0, 600.0, replay=options.replay) if kept else []
     if options.case is not None:
         reports += run_cases(options.seed, options.case, 120.0, cases=1, only=options.only)
     else:

@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=None)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--only", default="")
+    parser.add_argument("--replay", type=Path, default=None, help="the cases are the files of this folder")
     options = parser.parse_args()
 
     folder = Path(tempfile.mkdtemp(prefix="fuzz-server-"))
@@ -98,12 +99,19 @@ def main() -> None:
     server = EmbeddedServer(folder / "rows-0")
     try:
         recorded, answered = conversations(server)
-        kinds = [options.only] if options.only else list(KINDS)
+        kept = sorted(options.replay.glob("*.json")) if options.replay else None
         for case in itertools.count(options.first):
             done = case - options.first
             if time.monotonic() - started > options.seconds or (options.cases and done >= options.cases):
                 break
-            random = Random(f"{options.seed}:{case}")
+            seed, number, only = options.seed, case, options.only
+            if kept is not None:
+                if case >= len(kept):
+                    break
+                saved = json.loads(kept[case].read_text())
+                seed, number, only = saved["seed"], saved["case"], saved["only"]
+            kinds = [only] if only else list(KINDS)
+            random = Random(f"{seed}:{number}")
             kind = random.choices(kinds, [KINDS[name] for name in kinds])[0]
             _say(case, kind, None)
             try:

@@ -18,7 +18,14 @@ from fletcher_core.longbow.server.faults import Faults
 from fletcher_core.longbow.server.filters import Filter, UnusableFilterError, row_mask
 from fletcher_core.longbow.server.limits import refuse
 from fletcher_core.longbow.server.schema import conform, union
-from fletcher_core.longbow.server.stored_batch import NO_HITS, Hits, StoredBatch, candidates, nearest
+from fletcher_core.longbow.server.stored_batch import (
+    NO_HITS,
+    Hits,
+    StoredBatch,
+    candidates,
+    is_number,
+    nearest,
+)
 
 _COLLAPSE_ROWS = 10_000
 _COLLAPSE_EVERY = 10
@@ -71,7 +78,7 @@ class Dataset:
     def vector_type(self) -> str:
         """Element type of the `vector` column, such as 'float32'; '' where that is no list of a fixed size."""
         kind = self.schema.field("vector").type if "vector" in self.schema.names else None
-        if kind is None or not pa.types.is_fixed_size_list(kind):
+        if kind is None or not pa.types.is_fixed_size_list(kind) or not is_number(kind.value_type):
             return ""
         return np.dtype(kind.value_type.to_pandas_dtype()).name
 

@@ -80,12 +80,17 @@ def _vectors(table: pa.Table) -> npt.NDArray[np.generic] | None:
     column = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
     size = column.type.list_size
     values = column.values.slice(column.offset * size, len(column) * size)
-    if not pa.types.is_floating(values.type) and not pa.types.is_integer(values.type):
+    if not is_number(values.type):
         return None
     numbers = np.asarray(values.to_numpy(zero_copy_only=False))
     if values.null_count:
         numbers = np.where(values.is_null().to_numpy(zero_copy_only=False), 0, numbers)
     return numbers.reshape(len(column), size)
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Of a vector's elements: others are stored, and no search finds them."""
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
 
 
 def _id_range(table: pa.Table) -> tuple[int, int] | None:
