@@ -4,8 +4,8 @@ import pyarrow as pa
 
 
 def check_columns(schema: pa.Schema) -> None:
-    """Raises ArrowInvalid for columns that no dataset can hold: two of one name, or lists of size 0, on which Arrow
-    itself divides by zero and takes the process along."""
+    """Raises ArrowInvalid for columns that no dataset can hold: two of one name, or lists of size 0, by which parts
+    of Arrow divide (`FixedSizeListArray.from_arrays` then ends the process)."""
     twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if twice:
         raise pa.ArrowInvalid(f"schema mismatch: two columns are named {twice[0][:100]!r}")

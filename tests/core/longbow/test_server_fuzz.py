@@ -87,7 +87,7 @@ def test_rows_whose_offsets_point_elsewhere_are_refused(server: LongbowServer, w
     ],
 )
 def test_columns_that_cannot_be_are_refused_and_make_no_dataset(wire: Wire, table: pa.Table, words: str) -> None:
-    """Arrow divides by the size of a list of size 0, and the process ends with a floating-point exception."""
+    """Parts of Arrow divide by a list's size: pa.FixedSizeListArray.from_arrays ends the process for 0."""
     with pytest.raises(pa.ArrowInvalid, match=words):
         wire.put("d", table)
     assert wire.ready("d")["status"] == "NOT_FOUND"
