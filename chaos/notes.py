@@ -16,7 +16,23 @@ from fletcher_core.sources import DuckDBTable
 from fletcher_core.store import Generation, VectorStore
 
 COLLECTION = "notes"
-_WORDS = ["river", "stone", "lamp", "wheel", "bread", "violin", "harbour", "winter", "ticket", "garden", "engine", "letter", "copper", "forest", "mirror"]
+_WORDS = [
+    "river",
+    "stone",
+    "lamp",
+    "wheel",
+    "bread",
+    "violin",
+    "harbour",
+    "winter",
+    "ticket",
+    "garden",
+    "engine",
+    "letter",
+    "copper",
+    "forest",
+    "mirror",
+]
 
 
 @dataclass

@@ -24,7 +24,7 @@ from fletcher_core.engines.failover import EngineHealth
 from fletcher_core.errors import ConfigError, RunCancelled, StoreLockedError
 from fletcher_core.given_up import GivenUp
 from fletcher_core.longbow.client import LongbowClient
-from fletcher_core.longbow.sender import Sender, SenderSettings
+from fletcher_core.longbow.sender import DeliveryReport, Sender, SenderSettings
 from fletcher_core.sources import Partition, Source, metadata_schema
 from fletcher_core.stop import Stop
 from fletcher_core.store import Generation, VectorStore
@@ -165,6 +165,12 @@ def materialize(
         return run.report(seconds_total, delivery)
 
 
+def _problem(report: DeliveryReport) -> str:
+    """Why rows are not searchable, empty when all are."""
+    said = report.unavailable or report.rejected or report.not_searchable
+    return said or ("" if report.is_complete else "Longbow was still busy when delivery_timeout passed")
+
+
 @dataclass
 class _Run:
     """The state of one materialization; methods in the order in which they are called."""
@@ -276,18 +282,19 @@ class _Run:
             _LOG.warning("outdated rows stay for now: %s", error)
 
     def deliver(self) -> DeliveryCounts:
-        """Wait for Longbow, but neither longer than the settings say nor past a cancellation."""
+        """Wait for Longbow, but neither longer than the settings say, nor past a cancellation, nor while it is down."""
         if self.sender is None:
             return DeliveryCounts()
         deadline = time.perf_counter() + self.settings.delivery_timeout
         while True:
             left = deadline - time.perf_counter()
             report = self.sender.drain(max(0.0, min(left, 0.5)))
-            problem = report.unavailable or report.rejected or report.not_searchable
-            if report.is_complete or problem or left <= 0:
+            is_down = report.circuit != "closed"  # nor wait for the trial of a server that was
+            if report.is_complete or is_down or report.rejected or report.not_searchable or left <= 0:
                 break
             if self.cancelled is not None and self.cancelled.is_set():
                 raise RunCancelled("the run was cancelled while it waited for Longbow; all rows are in the store")
+        self.sender.close()  # now, not after the report: it must not begin another call that is then waited for
         rows = report.rows
         return DeliveryCounts(
             sent=report.rows_sent,
@@ -296,7 +303,7 @@ class _Run:
             pending=sum(rows.get(state, 0) for state in ("pending", "sending", "sent")),
             applied=rows.get("applied", 0) + rows.get("searchable", 0),
             searchable=rows.get("searchable", 0),
-            problem=problem or ("" if report.is_complete else "Longbow was still busy when delivery_timeout passed"),
+            problem=_problem(report),
         )
 
     def report(self, seconds_total: float, delivery: DeliveryCounts) -> RunReport:

@@ -152,7 +152,8 @@ def test_the_metadata_keys_that_the_dagster_page_names_exist() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_option_of_a_command_that_is_named_exists(page: Path) -> None:
-    commands = {"fletcher search": "fletcher_core.cli search", "fletcher compact": "fletcher_core.cli compact"}
+    named = ("search", "deliver", "reconcile", "compact", "selftest")
+    commands = {f"fletcher {name}": f"fletcher_core.cli {name}" for name in named}
     commands["python -m fletcher_core.longbow.server"] = "fletcher_core.longbow.server"
     text = page.read_text(encoding="utf-8")
     for command, module in commands.items():

@@ -4,23 +4,43 @@ Every call to a server runs inside `longbow_call`, so that pyarrow's exceptions 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import pyarrow as pa
 import pyarrow.flight as flight
 
 from fletcher_core.errors import LongbowError, LongbowNotFound, LongbowRejected, LongbowUnavailable
+from fletcher_core.longbow.breaker import CircuitBreaker, CircuitOpenError, Proof
 
 _REFUSED = (flight.FlightUnauthenticatedError, flight.FlightUnauthorizedError)
 
 
+class _NoIndexYet(LongbowUnavailable):
+    """An answer, and no sign that the server is down."""
+
+
 @contextmanager
-def longbow_call(address: str, call: str) -> Iterator[None]:
-    """Everything that Flight raises inside becomes a LongbowError that says which call to which address failed."""
+def longbow_call(
+    address: str, call: str, breaker: CircuitBreaker | None = None, proof: Proof = Proof.ANSWERS
+) -> Iterator[None]:
+    """Everything that Flight raises inside becomes a LongbowError that says which call to which address failed.
+
+    With a breaker, it learns how the call ended; LongbowUnavailable is raised, and nothing done, while it is open.
+    """
+    where = f"Longbow at {address}, {call}"
+    guard: AbstractContextManager[None] = nullcontext() if breaker is None else breaker.calling(proof, _is_outage)
     try:
-        yield
-    except (pa.ArrowException, flight.FlightError, OSError, KeyError) as error:
-        raise longbow_error(error, f"Longbow at {address}, {call}") from error
+        with guard:
+            try:
+                yield
+            except (pa.ArrowException, flight.FlightError, OSError, KeyError) as error:
+                raise longbow_error(error, where) from error
+    except CircuitOpenError as refusal:
+        raise LongbowUnavailable(f"{where}: not tried, {refusal}") from refusal
+
+
+def _is_outage(error: Exception) -> bool:
+    return isinstance(error, LongbowUnavailable) and not isinstance(error, _NoIndexYet)
 
 
 def longbow_error(error: BaseException, where: str) -> LongbowError:
@@ -61,7 +81,7 @@ def _invalid(said: str, where: str) -> LongbowError:
     if "resource exhausted" in lowered:
         return LongbowUnavailable(f"{where}: the server is out of a resource ({said}). Try again later")
     if "precondition failed" in lowered:
-        return LongbowUnavailable(f"{where}: the dataset has no index yet ({said}). Try again later")
+        return _NoIndexYet(f"{where}: the dataset has no index yet ({said}). Try again later")
     return LongbowRejected(f"{where}: refused ({said}). The same request will be refused again")
 
 

@@ -4,9 +4,9 @@ A put is one short stream under Longbow's flush limits, so that it lands whole o
 acknowledges is taken as stored, which is why reading back has its own calls.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Literal
@@ -18,6 +18,7 @@ import pyarrow.flight as flight
 
 from fletcher_core.errors import ConfigError, LongbowNotFound, LongbowRejected
 from fletcher_core.longbow.address import LongbowAddress
+from fletcher_core.longbow.breaker import BreakerSettings, CircuitBreaker, Proof, breaker_of
 from fletcher_core.longbow.calls import longbow_call
 from fletcher_core.longbow.credentials import Credentials
 from fletcher_core.longbow.handshake import explain_refusals
@@ -69,6 +70,8 @@ class LongbowSettings:
     """Segments that a sender has on their way at once: one is read and another read back while a third is put."""
     credentials: Credentials = field(default_factory=Credentials)
     """TLS files and token, for a server that asks for them."""
+    breaker: BreakerSettings = field(default_factory=BreakerSettings)
+    """When to stop trying a server that fails; of all clients of one server, those of the first count."""
 
     def __post_init__(self) -> None:
         for name in ("call_timeout", "put_timeout", "read_timeout"):
@@ -121,13 +124,18 @@ class PutResult:
 class LongbowClient:
     """A connection to both ports of one server. Opens lazily, reconnects by itself, may be shared by threads.
 
+
+    Calls to the data port go through the circuit breaker that the process has for it, or the one given: once the server
+    is known to be down they raise LongbowUnavailable at once.
+
     Raises ConfigError when a TLS file or the token cannot be read.
     """
 
-    def __init__(self, settings: LongbowSettings | None = None) -> None:
+    def __init__(self, settings: LongbowSettings | None = None, *, breaker: CircuitBreaker | None = None) -> None:
         self.settings = settings or LongbowSettings()
         self.address = self.settings.address
         self.settings.credentials.headers()  # a missing token is better known now than in the middle of a run
+        self.breaker = breaker or breaker_of(self.address.data, self.settings.breaker)
         self._data = _connect(self.address.data, self.settings.credentials)
         self._meta = _connect(self.address.meta, self.settings.credentials)
 
@@ -149,8 +157,9 @@ class LongbowClient:
         Raises LongbowUnavailable when it does not answer, LongbowRejected when it speaks the protocol before v0.1.2.
         """
         body = {} if dataset is None else {"dataset": dataset}
-        (answer,) = self._action("check_readiness", body, self.settings.call_timeout, expected=1)
-        with self._call(self.address.data, "check_readiness"):
+        timeout = self.settings.call_timeout
+        (answer,) = self._action("check_readiness", body, timeout, expected=1, proof=Proof.IS_ALIVE)
+        with longbow_call(self.address.data, "check_readiness"):
             return _readiness(_parse_object(answer))
 
     def put(self, dataset: str, table: pa.Table) -> PutResult:
@@ -169,9 +178,10 @@ class LongbowClient:
                 f"Longbow at {self.address.data}, {call}: {table.num_rows} rows of {size} bytes are over the limit of "
                 f"{self.settings.max_put_rows} rows or {self.settings.max_put_bytes} bytes a put; split the table"
             )
-        with self._call(self.address.data, call):
+        with self._call(self.address.data, call, self.breaker, Proof.TAKES_ROWS):
             descriptor = flight.FlightDescriptor.for_path(dataset)
-            options = self._options(self.settings.put_timeout, write_options(self.settings.compression))
+            timeout = self.breaker.deadline(self.settings.call_timeout, self.settings.put_timeout)
+            options = self._options(timeout, write_options(self.settings.compression))
             writer, reader = self._data.do_put(descriptor, table.schema, options)
             try:
                 writer.write_table(table)
@@ -195,19 +205,8 @@ class LongbowClient:
         Deleted rows are hidden without filters only; older versions of a row come along. Take columns by name. To ask
         for some `columns` only, the server must say so (`Readiness.scan_columns`): Longbow v0.1.2 refuses the ticket.
         """
-        conditions = [{"field": f, "operator": o, "value": str(v)} for f, o, v in filters]
-        request: dict[str, Any] = {"name": dataset, "filters": conditions}
-        if columns is not None:
-            request["columns"] = list(columns)
-        ticket = flight.Ticket(json.dumps(request).encode())
-        options = self._options(self.settings.read_timeout)
-        with self._call(self.address.data, f"scan of dataset {dataset!r}"):
-            try:
-                return _read_all(self._data.do_get(ticket, options), self.settings.max_read_bytes)
-            except flight.FlightInternalError as error:
-                if "never sent a data message" in str(error):  # Longbow's way to say: no rows
-                    return pa.table({})
-                raise
+        with self._scanning(dataset, filters, columns) as rows:
+            return pa.table({}) if rows is None else _read_all(rows, self.settings.max_read_bytes)
 
     def present_ids(
         self, dataset: str, segment: str, last: str = "", *, ids_only: bool = False
@@ -230,6 +229,29 @@ class LongbowClient:
                     f"column id is of {table['id'].type}, or has nulls: these are not Fletcher's rows"
                 )
             return np.asarray(table["id"].to_numpy(), dtype=np.uint64)
+
+    def labelled_ids(
+        self, dataset: str, filters: Sequence[tuple[str, str, object]], *, ids_only: bool = False
+    ) -> pa.Table:
+        """Columns `id` uint64 and `segment` (a dictionary) of every row that passes the filters, a copy each.
+
+        With any filter, deleted rows are among them. Holds no more than that in memory, however much travels: without
+        `ids_only` that is whole rows.
+        """
+        columns = ["id", "segment"]
+        kinds = pa.schema([("id", pa.uint64()), ("segment", pa.dictionary(pa.int32(), pa.string()))])
+        parts = [kinds.empty_table()]
+        with (
+            contextlib.suppress(LongbowNotFound),
+            self._scanning(dataset, filters, columns if ids_only else None) as rows,
+        ):
+            for batch in () if rows is None else _checked(rows):
+                if {*columns} <= {*batch.schema.names}:
+                    # Copies: a slice would keep the whole message in memory.
+                    ids = np.array(batch["id"].to_numpy(zero_copy_only=False), dtype=np.uint64)
+                    labels = batch["segment"].cast(pa.string()).dictionary_encode()
+                    parts.append(pa.Table.from_arrays([pa.array(ids), labels], schema=kinds))
+        return pa.concat_tables(parts).unify_dictionaries().combine_chunks()
 
     def search(
         self, dataset: str, vectors: npt.NDArray[np.float32] | Sequence[Sequence[float]], k: int
@@ -273,19 +295,47 @@ class LongbowClient:
             timeout=timeout, write_options=write, headers=self.settings.credentials.headers() or None
         )
 
-    @contextmanager
-    def _call(self, address: str, call: str) -> Iterator[None]:
+    @contextlib.contextmanager
+    def _call(
+        self, address: str, call: str, breaker: CircuitBreaker | None = None, proof: Proof = Proof.ANSWERS
+    ) -> Iterator[None]:
         """Failures as LongbowErrors, those of a handshake with the setting that is to be corrected."""
-        with longbow_call(address, call), explain_refusals(address, call, self.settings.credentials):
+        with longbow_call(address, call, breaker, proof), explain_refusals(address, call, self.settings.credentials):
             yield
 
+    @contextlib.contextmanager
+    def _scanning(
+        self, dataset: str, filters: Sequence[tuple[str, str, object]], columns: Sequence[str] | None
+    ) -> Iterator[flight.FlightStreamReader | None]:
+        """The answer to a scan, read in a `with` block; None when Longbow has no rows to send."""
+        conditions = [{"field": f, "operator": o, "value": str(v)} for f, o, v in filters]
+        request: dict[str, Any] = {"name": dataset, "filters": conditions}
+        if columns is not None:
+            request["columns"] = list(columns)
+        ticket = flight.Ticket(json.dumps(request).encode())
+        options = self._options(self.settings.read_timeout)
+        with self._call(self.address.data, f"scan of dataset {dataset!r}", self.breaker):
+            try:
+                rows = self._data.do_get(ticket, options)
+            except flight.FlightInternalError as error:
+                if "never sent a data message" not in str(error):  # Longbow's way to say: no rows
+                    raise
+                rows = None
+            yield rows
+
     def _action(
-        self, name: str, body: Mapping[str, Any], timeout: float, *, expected: int | None = None
+        self,
+        name: str,
+        body: Mapping[str, Any],
+        timeout: float,
+        *,
+        expected: int | None = None,
+        proof: Proof = Proof.ANSWERS,
     ) -> list[pa.Buffer]:
         """The result bodies of an action on the data port; `expected` of them, where given."""
         where = f"{name} of dataset {body['dataset']!r}" if "dataset" in body else name
         options = self._options(timeout)
-        with self._call(self.address.data, where):
+        with self._call(self.address.data, where, self.breaker, proof):
             results = self._data.do_action((name, json.dumps(body).encode()), options)
             bodies: list[pa.Buffer] = []
             most, size = _MAX_RESULTS if expected is None else expected, 0
@@ -355,17 +405,21 @@ def _readiness(values: dict[str, Any]) -> Readiness:
     return replace(said, vector_types=tuple(types))
 
 
-def _read_all(reader: flight.FlightStreamReader, most: int) -> pa.Table:
-    """The whole stream, checked: offsets that point elsewhere would end the process when they are read.
-
-    Raises ArrowInvalid for values that are not what their type says, and for more than `most` bytes.
-    """
-    batches, size = [], 0
+def _checked(reader: flight.FlightStreamReader) -> Iterator[pa.RecordBatch]:
+    """The batches of a stream. Raises ArrowInvalid for values that are not what their type says: offsets that point
+    elsewhere would end the process when they are read."""
     for chunk in reader:
         if chunk.data is not None:
             chunk.data.validate(full=True)
-            batches.append(chunk.data)
-        size += 1024 + (0 if chunk.data is None else chunk.data.nbytes)  # empty ones add up too
+            yield chunk.data
+
+
+def _read_all(reader: flight.FlightStreamReader, most: int) -> pa.Table:
+    """The whole stream. Raises ArrowInvalid as `_checked`, and for more than `most` bytes."""
+    batches, size = [], 0
+    for batch in _checked(reader):
+        batches.append(batch)
+        size += 1024 + batch.nbytes  # empty ones add up too
         if size > most:
             reader.cancel()
             raise pa.ArrowInvalid(_too_much(most))

@@ -19,6 +19,7 @@ from pathlib import Path
 import fletcher_core
 from fletcher_core.errors import ConfigError, LongbowError, LongbowUnavailable
 from fletcher_core.longbow.address import LongbowAddress
+from fletcher_core.longbow.breaker import CircuitBreaker, breaker_of
 from fletcher_core.longbow.client import LongbowClient, LongbowSettings
 from fletcher_core.longbow.credentials import Credentials
 from fletcher_core.longbow.server.catalog import make_folder, owner
@@ -91,12 +92,13 @@ def _running(folder: Path) -> LongbowAddress | None:
     if announced is None or announced[1] != owner(folder):
         return None
     try:
-        with LongbowClient(
-            LongbowSettings(announced[0].data, announced[0].meta, credentials=embedded_credentials(folder))
-        ) as client:
+        settings = LongbowSettings(announced[0].data, announced[0].meta, credentials=embedded_credentials(folder))
+        # With a breaker of its own: a server that is not up yet is asked again and again.
+        with LongbowClient(settings, breaker=CircuitBreaker()) as client:
             client.readiness()
     except (LongbowError, ConfigError):
         return None
+    breaker_of(settings.data).reset()  # what failed at this address before says nothing about the server there now
     return announced[0]
 
 

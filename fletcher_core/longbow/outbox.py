@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from fletcher_core.errors import LongbowUnavailable
+from fletcher_core.longbow.breaker import Proof
 from fletcher_core.longbow.client import LongbowClient, PutResult, Readiness
 from fletcher_core.longbow.lanes import side_by_side
 from fletcher_core.longbow.transport import check_searchable, check_unchanged
@@ -28,6 +29,7 @@ from fletcher_core.store.segments import Segment
 from fletcher_core.telemetry.stages import Busy, unwatched
 
 _PROBE_AGAIN = (0.1, 0.2)
+_QUICK = 0.5  # seconds within which a refusal may be one that gRPC repeats
 _READ_AGAIN = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 # Segments that are read back at once where only ids come: a scan costs the server much the same for one or for some.
 _READ_TOGETHER = 8
@@ -121,12 +123,17 @@ class Outbox:
         return True
 
     def _probe(self) -> Readiness:
-        """See that the server answers. After a failure gRPC repeats it for a moment, so ask more than once."""
+        """See that the server answers. After a failure gRPC repeats it for a moment, so ask more than once.
+
+        Who has waited for an answer in vain is not made to wait again, nor is a server asked that is known to be down.
+        """
+        started = time.monotonic()
         for wait in _PROBE_AGAIN:
             try:
                 return self._client.readiness()
             except LongbowUnavailable:
-                if self._pause(wait):
+                waited = time.monotonic() - started >= _QUICK
+                if waited or self._client.breaker.state == "open" or self._pause(wait):
                     raise
         return self._client.readiness()
 
@@ -146,6 +153,9 @@ class Outbox:
         # Where whole rows come back, each segment's come beside the puts of others.
         together = _READ_TOGETHER if self._ids_only else 1
         try:
+            if self._client.breaker.is_on_trial:  # one put is to decide, before several are on their way
+                self._deliver_some(segments[:1])
+                segments = segments[1:]
             if together == 1:
                 side_by_side(lambda segment: self._deliver_some([segment]), segments, self._client.settings.streams)
             else:
@@ -226,14 +236,19 @@ class Outbox:
                     self._record(one.label, "applied", rows=len(found))
             waiting = [one for one, _ in short]
             waited = time.monotonic() - started
-            if waiting and (waited > self._patience or self._pause(wait)):
+            if not waiting:
+                self._client.breaker.prove(Proof.KEEPS_ROWS)
+            elif waited > self._patience or self._pause(wait):
                 break
         one, missing = short[0]
-        raise LongbowUnavailable(
+        failure = (
             f"Longbow at {self.target} said OK to segment {one.label} of dataset {self._generation.name!r}, but "
             f"{missing} of its {len(one.ids)} rows cannot be read back after {waited:.1f} s; it may be over its "
             "LONGBOW_MAX_MEMORY. They are sent again later"
         )
+        if waited > self._patience:
+            self._client.breaker.trip(Proof.KEEPS_ROWS, failure)
+        raise LongbowUnavailable(failure)
 
     def _present(self, label: str, last: str = "") -> npt.NDArray[np.uint64]:
         """Ids on the server of a segment, or of all from `label` to `last`."""

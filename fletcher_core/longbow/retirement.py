@@ -69,7 +69,7 @@ class Retirement:
         """Sequences of all live rows, sorted; read anew when a segment was committed since."""
         last = max((segment.last_sequence for segment in self.generation.segments()), default=-1)
         if self._live[0] != last:
-            self._live = (last, _read_live(self.generation))
+            self._live = (last, live_sequences(self.generation))
         return self._live[1]
 
 
@@ -96,7 +96,8 @@ def safe_to_delete(
     return stale[has_live | ~is_newest]
 
 
-def _read_live(generation: Generation) -> npt.NDArray[np.int64]:
+def live_sequences(generation: Generation) -> npt.NDArray[np.int64]:
+    """Sequences of all live rows, sorted. Raises StoreError when a file cannot be read."""
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             with connect() as connection:

@@ -1,15 +1,16 @@
 """A background thread that brings committed segments to Longbow, in order, without holding anybody up.
 
 In: word that a segment was committed. Out: the ledger in the manifest moved on, and a report. While the server is down
-the thread tries again with growing pauses; what it could not deliver stays in the store and goes the next time.
+the thread tries again when its circuit breaker says so; what it could not deliver stays in the store and goes the next
+time.
 """
 
-import random
 import threading
 from dataclasses import dataclass
 from types import TracebackType
 
 from fletcher_core.errors import FletcherError, LongbowUnavailable
+from fletcher_core.longbow.breaker import CircuitState
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.longbow.outbox import Outbox
 from fletcher_core.longbow.retirement import Retirement
@@ -17,16 +18,15 @@ from fletcher_core.store.generation import Generation
 from fletcher_core.telemetry.stages import Busy, unwatched
 
 _LOCK_WAIT = 0.05
+_TRY_AGAIN = 0.1  # seconds after a failure while the circuit is closed, or another thread is trying the server
 _INDEX_POLL = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_CLOSE_WHEN_DOWN = 0.5
 
 
 @dataclass(frozen=True)
 class SenderSettings:
     """How patient a sender is; times in seconds."""
 
-    backoff: float = 0.5
-    """Pause after the first failure; it doubles up to `max_backoff`, and is shortened at random by up to a half."""
-    max_backoff: float = 30.0
     patience: float = 10.0
     """How long rows may take from the server's OK until they are readable, and an idle index until it holds them."""
     slow_down_pause: float = 1.0
@@ -44,6 +44,7 @@ class DeliveryReport:
     everything from `puts` on is this sender's own work, bytes being Arrow buffer bytes.
     The three messages are empty when all is well: `unavailable`, the last attempt failed and another will follow;
     `rejected`, the sender has ended for good; `not_searchable`, the rows are there but the server's index lacks some.
+    `circuit` is 'open' while the server is known to be down and is not tried, 'half-open' while one call tries it.
     """
 
     target: str
@@ -58,6 +59,9 @@ class DeliveryReport:
     unavailable: str = ""
     rejected: str = ""
     not_searchable: str = ""
+    circuit: CircuitState = "closed"
+    was_checked: bool = False
+    """Whether the server was asked since the last word to the sender; the counts are the ledger's in any case."""
 
     @property
     def is_complete(self) -> bool:
@@ -82,6 +86,7 @@ class Sender:
         self.generation = generation
         self.settings = settings or SenderSettings()
         self._closing = threading.Event()
+        self._breaker = client.breaker
         self._outbox = Outbox(
             generation,
             client,
@@ -94,10 +99,8 @@ class Sender:
         self._thread = threading.Thread(target=self._run, name="longbow-sender", daemon=True)
         self._changed = threading.Condition()
         self._asked = 0  # counts notifications and drains
-        self._settled = -1  # the last of them after which nothing was left to do, or an attempt failed
-        self._urgent = False  # a drain waits: do not sit out the pause after a failure
+        self._settled = -1  # the last of them after which nothing was left to do, or the circuit was open
         self._connected = False
-        self._failures = 0
         self._index_checks = 0
         self._unavailable = ""
         self._failure: BaseException | None = None
@@ -114,16 +117,16 @@ class Sender:
             self._changed.notify_all()
 
     def drain(self, timeout: float | None = None) -> DeliveryReport:
-        """Wait until everything is searchable, an attempt to reach the server fails, or `timeout` seconds pass.
+        """Wait until everything is searchable, the server is known to be down, or `timeout` seconds pass.
 
         Raises the FletcherError that ended the sender for good, if the settings say so.
         """
         with self._changed:
             self._asked += 1
             ticket = self._asked
-            self._urgent = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._settled >= ticket or self._has_ended(), timeout)
+            if self._breaker.state != "open":
+                self._changed.wait_for(lambda: self._settled >= ticket or self._has_ended(), timeout)
         failure = self._failure
         if failure is not None and (self.settings.raise_on_failure or not isinstance(failure, FletcherError)):
             raise failure
@@ -133,6 +136,9 @@ class Sender:
         """Where things stand now, without waiting."""
         outbox, traffic = self._outbox, self._outbox.traffic
         segments, rows = outbox.state_counts()
+        circuit, unavailable = self._breaker.state, self._unavailable
+        if circuit == "open" and not unavailable:  # another thread found out
+            unavailable = self._breaker.last_failure
         return DeliveryReport(
             target=outbox.target,
             dataset=self.generation.name,
@@ -143,18 +149,24 @@ class Sender:
             bytes_sent=traffic.bytes,
             rows_retired=self._retirement.retired,
             rows_kept=self._retirement.kept,
-            unavailable=self._unavailable,
+            unavailable=unavailable,
             rejected=str(self._failure or ""),
             not_searchable=outbox.stuck,
+            circuit=circuit,
+            was_checked=self._settled >= self._asked and not unavailable and self._failure is None,
         )
 
     def close(self, timeout: float = 5.0) -> None:
-        """End the thread after the call that it is in, waiting at most `timeout` seconds for that."""
+        """End the thread after the call that it is in, waiting at most `timeout` seconds for that.
+
+        Where the server is known to be down, hardly: the calls that still hang there end by their deadlines.
+        """
         self._closing.set()
         with self._changed:
             self._changed.notify_all()
         if self._thread.is_alive():
-            self._thread.join(timeout)
+            is_down = self._breaker.state != "closed"
+            self._thread.join(min(timeout, _CLOSE_WHEN_DOWN) if is_down else timeout)
 
     def __enter__(self) -> "Sender":
         return self.start()
@@ -187,19 +199,16 @@ class Sender:
             pause = self._work(asked)
         except LongbowUnavailable as error:
             self._unavailable, self._connected = str(error), False
-            self._failures += 1
-            longest = min(self.settings.max_backoff, self.settings.backoff * 2 ** min(self._failures - 1, 30))
-            self._settle(self._asked)
-            self._wait(longest * random.uniform(0.5, 1.0), asked=None)
+            self._sit_out()
             return
-        self._unavailable, self._failures = "", 0
+        self._unavailable = ""
         if pause is None:
             # Idle: the next word may come after the server was started again, so look at it anew then.
             self._connected = False
             self._settle(asked)
-            self._wait(None, asked=asked)
+            self._wait(None, asked)
         elif pause:
-            self._wait(pause, asked=asked)
+            self._wait(pause, asked)
 
     def _work(self, asked: int) -> float | None:
         """Do what is to be done as of word number `asked`; seconds until more is due, None when nothing is left."""
@@ -228,18 +237,24 @@ class Sender:
 
     def _settle(self, asked: int) -> None:
         with self._changed:
-            self._settled, self._urgent = max(self._settled, asked), False
+            self._settled = max(self._settled, asked)
             self._changed.notify_all()
 
-    def _wait(self, seconds: float | None, *, asked: int | None) -> None:
-        """Sleep until the time is up, the sender closes, or someone asks.
-
-        Any word after number `asked` counts; where that is None, only a waiting `drain` does.
-        """
-
-        def is_due() -> bool:
-            news = self._urgent if asked is None else self._asked > asked
-            return news or self._closing.is_set()
-
+    def _wait(self, seconds: float | None, asked: int) -> None:
+        """Sleep until the time is up, the sender closes, or there is word after number `asked`."""
         with self._changed:
-            self._changed.wait_for(is_due, seconds)
+            self._changed.wait_for(lambda: self._asked > asked or self._closing.is_set(), seconds)
+
+    def _sit_out(self) -> None:
+        """After a failure: sleep until the breaker lets the next call through, or the sender closes."""
+        breaker = self._breaker
+        if breaker.state == "open":
+            self._settle(self._asked)
+
+            def is_due() -> bool:
+                return self._closing.is_set() or breaker.state != "open"  # which it also is once it was reset
+
+            with self._changed:
+                self._changed.wait_for(is_due, breaker.seconds_until_try)
+        else:
+            self._closing.wait(_TRY_AGAIN)

@@ -18,7 +18,6 @@ from fletcher_core.engines.openvino import OpenVinoEngine
 from fletcher_core.errors import InputError, RunCancelled, SourceError, StoreError, StoreLockedError
 from fletcher_core.longbow.client import LongbowClient, LongbowSettings
 from fletcher_core.longbow.embedded import embedded_credentials, ensure_embedded, stop_embedded
-from fletcher_core.longbow.sender import SenderSettings
 from fletcher_core.longbow.server import Faults, LongbowServer
 from fletcher_core.pipeline import MaterializeSettings, materialize
 from fletcher_core.search import search
@@ -360,9 +359,7 @@ def test_without_longbow_the_run_succeeds_and_delivery_follows_later(
     source: DuckDBTable, store: VectorStore, minilm: Embedder, longbow: LongbowClient
 ) -> None:
     nowhere = LongbowClient(LongbowSettings("127.0.0.1:9", "127.0.0.1:9", call_timeout=1.0))
-    report = materialize(
-        source, embedder=minilm, store=store, longbow=nowhere, sender_settings=SenderSettings(backoff=0.1)
-    )
+    report = materialize(source, embedder=minilm, store=store, longbow=nowhere)
     assert (report.rows_in_store, report.delivery.pending, report.delivery.sent) == (30, 30, 0)
     assert "127.0.0.1:9" in report.delivery.problem
     late = materialize(source, embedder=minilm, store=store, longbow=longbow)
@@ -391,7 +388,7 @@ def test_cancelling_while_longbow_is_slow_does_not_wait_for_it(
     server = LongbowServer(tmp_path / "slow", faults=Faults(index_stall=True))
     client = LongbowClient(LongbowSettings(server.address.data, server.address.meta))
     cancelled = threading.Event()
-    threading.Timer(1.0, cancelled.set).start()
+    threading.Timer(5.0, cancelled.set).start()
     try:
         with pytest.raises(RunCancelled, match="all rows are in the store"):
             materialize(source, embedder=minilm, store=store, longbow=client, cancelled=cancelled)

@@ -17,7 +17,7 @@ from fletcher_core.search import Hit, search
 from fletcher_core.store.store import VectorStore
 
 CARD = ModelCard("angles", "cd" * 16, 2)
-QUICK = SenderSettings(backoff=0.01, max_backoff=0.05, patience=0.2)
+QUICK = SenderSettings(patience=0.2)
 
 
 class Angles:
@@ -73,6 +73,7 @@ class Circle:
         self.server = LongbowServer(self.folder / "server", data_port=ports[0], meta_port=ports[1], faults=faults)
         self.client.close()
         self.client = LongbowClient(self.client.settings)
+        self.client.breaker.reset()
 
     def search(self, angle: float, k: int = 10) -> list[Hit]:
         return search(self.store, self.client, Angles(), str(angle), k)

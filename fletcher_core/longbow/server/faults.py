@@ -36,6 +36,10 @@ class Faults:
     `check_readiness` says nothing of either."""
     unavailable_mid_stream: int | None = None
     """A put fails with UNAVAILABLE at its end, after this many of its rows were stored."""
+    fail_share: float = 0.0
+    """This share of all puts, scans and actions, from 0 to 1, fails with UNAVAILABLE."""
+    fail_seed: int = 0
+    """Which calls these are follows from this number and how many calls there were."""
     resource_exhausted: bool = False
     """Every put is refused with RESOURCE_EXHAUSTED."""
     wholly_deleted_batch_breaks_scan: bool = False
@@ -73,4 +77,4 @@ def faults_from(values: dict[str, object]) -> Faults:
 
 def _default_on(name: str) -> object:
     """What a fault is set to when only its name is given."""
-    return {"lose_last_puts": 1, "index_delay": 1.0, "unavailable_mid_stream": 0}.get(name, True)
+    return {"lose_last_puts": 1, "index_delay": 1.0, "unavailable_mid_stream": 0, "fail_share": 0.3}.get(name, True)

@@ -3,7 +3,9 @@
 In: parsed requests. Out: tables, JSON values, or the exceptions that pyarrow turns into Longbow's status codes.
 """
 
+import itertools
 import json
+import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,6 +45,7 @@ class ServerState:
         self._catalog = Catalog(folder)
         self._lock = threading.Lock()
         self._cache: dict[str, tuple[float, Hits]] = {}
+        self._call_numbers = itertools.count()
         if faults.lose_last_puts:
             self._catalog.forget_last_puts(faults.lose_last_puts)
         if faults.resurrect_deletes:
@@ -54,6 +57,14 @@ class ServerState:
 
     def close(self) -> None:
         self._catalog.close()
+
+    def begin_call(self) -> None:
+        """Note that a call came in; raises FlightUnavailableError for the share of them that is to fail."""
+        self.last_call = time.monotonic()
+        if self.faults.fail_share:
+            number = next(self._call_numbers)
+            if random.Random(f"{self.faults.fail_seed} {number}").random() < self.faults.fail_share:
+                raise flight.FlightUnavailableError("fault: this call fails by chance")
 
     def datasets(self) -> list[Dataset]:
         return list(self._datasets.values())

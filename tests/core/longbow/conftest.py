@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from fletcher_core.longbow.breaker import BreakerSettings, forget_breakers
 from fletcher_core.longbow.client import LongbowClient, LongbowSettings
 from fletcher_core.longbow.server import Faults, LongbowServer
 from fletcher_core.models.card import ModelCard
@@ -14,6 +16,13 @@ from fletcher_core.store.segments import Segment
 from fletcher_core.store.store import VectorStore
 
 DIMENSION = 8
+QUICK_BREAKER = BreakerSettings(backoff=0.01, max_backoff=0.05)
+
+
+@pytest.fixture(autouse=True)
+def no_breaker_of_an_earlier_test() -> None:
+    """A server may get the port of one that another test took down."""
+    forget_breakers()
 
 
 class RestartableServer:
@@ -97,7 +106,8 @@ def connect(server: RestartableServer) -> Iterator[Callable[..., LongbowClient]]
     """Clients of the server; keyword arguments are settings."""
     clients = []
 
-    def new_client(**settings: float) -> LongbowClient:
+    def new_client(**settings: Any) -> LongbowClient:
+        settings.setdefault("breaker", QUICK_BREAKER)
         clients.append(LongbowClient(LongbowSettings(server.address.data, server.address.meta, **settings)))
         return clients[-1]
 

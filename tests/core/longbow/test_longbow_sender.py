@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from fletcher_core.errors import LongbowRejected
+from fletcher_core.longbow.breaker import BreakerSettings
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.longbow.retirement import safe_to_delete
 from fletcher_core.longbow.sender import DeliveryReport, Sender, SenderSettings
@@ -24,7 +26,9 @@ from fletcher_core.search import search
 from fletcher_core.store.segments import Segment
 from fletcher_core.store.store import VectorStore
 
-QUICK = SenderSettings(backoff=0.01, max_backoff=0.05, patience=0.2, slow_down_pause=0.01)
+QUICK = SenderSettings(patience=0.2, slow_down_pause=0.01)
+ONCE = BreakerSettings(failures=1, backoff=60, max_backoff=60)
+"""After one failure nothing is tried until the breaker is reset."""
 Connect = Callable[..., LongbowClient]
 
 
@@ -32,6 +36,14 @@ def deliver(collection: Any, client: LongbowClient, settings: SenderSettings = Q
     """One sender, from start to close, as a run has it."""
     with Sender(collection.generation, client, settings) as sender:
         return sender.drain(20)
+
+
+def drain_through_outages(sender: Sender, seconds: float = 20) -> DeliveryReport:
+    """As somebody waits who does not mind that the server is down for now."""
+    deadline = time.monotonic() + seconds
+    while not (report := sender.drain(0.5)).is_complete and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return report
 
 
 def copies(collection: Any, client: LongbowClient) -> dict[str, int]:
@@ -175,9 +187,9 @@ def test_a_server_that_is_down_holds_nobody_up_and_gets_all_when_it_is_back(
         collection.write(["c"])
         sender.notify()
         server.start()
-        report = sender.drain(20)
+        report = drain_through_outages(sender)
     assert report.is_complete
-    assert report.unavailable == ""
+    assert (report.unavailable, report.circuit) == ("", "closed")
     assert once_each(collection, client)
 
 
@@ -230,16 +242,16 @@ def test_a_server_that_lost_rows_in_the_middle_of_a_run(server: Any, collection:
     assert once_each(collection, client)
 
 
-def test_a_partly_delivered_segment_is_read_back_and_completed(
-    server: Any, collection: Any, client: LongbowClient
-) -> None:
+def test_a_partly_delivered_segment_is_read_back_and_completed(server: Any, collection: Any, connect: Connect) -> None:
+    client = connect(breaker=ONCE)
     collection.write([f"row {n}" for n in range(50)])
     server.faults = Faults(unavailable_mid_stream=20)
-    with Sender(collection.generation, client, SenderSettings(backoff=60, patience=0.2)) as sender:
+    with Sender(collection.generation, client, QUICK) as sender:
         report = sender.drain(20)
         assert "connection reset" in report.unavailable
         assert report.segments["sending"] == 1
         server.faults = Faults()
+        client.breaker.reset()
         report = sender.drain(20)
     assert report.is_complete
     assert report.rows_sent == 30
@@ -247,12 +259,14 @@ def test_a_partly_delivered_segment_is_read_back_and_completed(
 
 
 def test_rows_that_arrived_although_the_put_failed_are_not_sent_again(
-    server: Any, collection: Any, client: LongbowClient
+    server: Any, collection: Any, connect: Connect
 ) -> None:
+    client = connect(breaker=ONCE)
     collection.write(["a", "b"])
     server.faults = Faults(unavailable_mid_stream=2)
-    deliver(collection, client, SenderSettings(backoff=60, patience=0.2))
+    deliver(collection, client)
     server.faults = Faults()
+    client.breaker.reset()
     report = deliver(collection, client)
     assert report.is_complete
     assert report.puts == 0
@@ -270,7 +284,7 @@ def test_a_put_that_stalls_ends_at_its_deadline_and_is_tried_again(
         assert "before the deadline" in report.unavailable
         assert state(collection, client, segment) == "sending"
         server.faults = Faults()
-        assert sender.drain(20).is_complete
+        assert drain_through_outages(sender).is_complete
     assert once_each(collection, client)
 
 
@@ -280,20 +294,22 @@ def test_resource_exhausted_is_tried_again(server: Any, collection: Any, client:
     with Sender(collection.generation, client, QUICK) as sender:
         assert "out of a resource" in sender.drain(20).unavailable
         server.faults = Faults()
-        assert sender.drain(20).is_complete
+        assert drain_through_outages(sender).is_complete
     assert once_each(collection, client)
 
 
 def test_rows_dropped_after_the_ok_are_never_recorded_as_applied(
-    server: Any, collection: Any, client: LongbowClient
+    server: Any, collection: Any, connect: Connect
 ) -> None:
+    client = connect(breaker=ONCE)
     segment = collection.write(["a", "b"])
     server.faults = Faults(drop_after_ok=True)
-    with Sender(collection.generation, client, SenderSettings(backoff=60, patience=0.1)) as sender:
+    with Sender(collection.generation, client, SenderSettings(patience=0.1)) as sender:
         report = sender.drain(20)
         assert "2 of its 2 rows cannot be read back" in report.unavailable
         assert state(collection, client, segment) == "sent"
         server.faults = Faults()
+        client.breaker.reset()
         assert sender.drain(20).is_complete
     assert once_each(collection, client)
 
@@ -433,9 +449,7 @@ def test_after_any_mixture_of_changes_faults_and_restarts_search_sees_exactly_th
             if chance.random() < 0.3:
                 sender.drain(0.5)
         server.faults = Faults()
-        while sender.drain(20).unavailable:
-            pass
-        assert sender.drain(20).is_complete
+        assert drain_through_outages(sender).is_complete
     for row, sequence in collection.live.items():
         hits = search(collection.store, client, Vector(collection.vectors[sequence]), row, k=30)
         assert sorted(hit.id for hit in hits) == sorted(collection.live)

@@ -109,7 +109,7 @@ def test_only_the_first_path_element_names_the_dataset(wire: Wire) -> None:
 
 
 def test_any_text_is_a_dataset_name(wire: Wire) -> None:
-    for name in ("", "a/b", "Ümläut '; DROP TABLE batches", "../x", "/etc", "..", "a\\b", "x" * 5000, "日本語", "a\nb"):
+    for name in ("", "a/b", "Ümläut '; DROP TABLE batches", "../x", "/etc", "..", "a\\b", "x" * 1000, "日本語", "a\nb"):
         wire.put(name, rows([1]))
         assert wire.scan(name).num_rows == 1
 

@@ -28,7 +28,7 @@ from fletcher_core.models.card import ModelCard
 from fletcher_core.store.generation import Generation
 from fletcher_core.store.store import VectorStore
 
-QUICK = SenderSettings(backoff=0.01, max_backoff=0.05, patience=0.5, slow_down_pause=0.01)
+QUICK = SenderSettings(patience=0.5, slow_down_pause=0.01)
 Connect = Callable[..., LongbowClient]
 
 
@@ -290,7 +290,7 @@ def test_after_slow_down_no_stream_begins_a_put_before_the_pause_is_over(
         return result
 
     monkeypatch.setattr(client, "put", timed_put)
-    settings = SenderSettings(backoff=0.01, max_backoff=0.05, patience=5.0, slow_down_pause=pause)
+    settings = SenderSettings(patience=5.0, slow_down_pause=pause)
     assert deliver(collection.generation, client, settings).is_complete
     assert len(begun) == len(asked) == 7
     slack = 0.02  # between the word's arrival here and its being noted down
