@@ -4,7 +4,7 @@
 
 A source goes on changing; each run brings the store and an embedded Longbow up to date and is killed at a random moment
 of the time that such a run takes, it (with its sender), its engine's worker or the server. Every so many kills a run
-is let go to its end, and store and server are compared with a clean embedding of the source, to the last bit.
+is let go to its end, and store and server are compared with a clean embedding of the source.
 """
 
 import argparse

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
-from fletcher_core.commands import compact, deliver, reconcile, search, selftest
+from fletcher_core.commands import compact, deliver, quarantine, reconcile, search, selftest
 from fletcher_core.commands.options import Commands
 from fletcher_core.errors import FletcherError
 
@@ -20,6 +20,7 @@ _COMMANDS: dict[str, _Command] = {
     "search": search,
     "deliver": deliver,
     "reconcile": reconcile,
+    "quarantine": quarantine,
     "compact": compact,
     "selftest": selftest,
 }

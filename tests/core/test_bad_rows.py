@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from chaos.broken_engine import VARIABLE
 from fletcher_core import Embedder
+from fletcher_core.cli import main
 from fletcher_core.engines import EngineSpec
 from fletcher_core.engines.bisection import run_around_failures
 from fletcher_core.engines.failover import FailoverEngine, ProbeIntervals
@@ -268,3 +269,28 @@ def test_whatever_fails_the_rest_is_computed_in_its_order(lengths: list[list[int
             else:
                 assert row not in result.failed
                 assert result.vectors[row].tolist() == [len(part), part[0], part[-1]]
+
+
+def test_the_command_lists_the_quarantine_and_has_rows_tried_again(
+    minilm: Embedder, table: DuckDBTable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picky = with_engine(minilm, PickyEngine(minilm.engine, {token_of(minilm, POISON)}))
+    with VectorStore.open(tmp_path / "store", collection="notes") as store:
+        for _ in range(2):
+            materialize(table, embedder=picky, store=store)
+    where = ["--store", str(tmp_path / "store"), "--collection", "notes"]
+    assert main(["quarantine", "list", *where]) == 0
+    assert capsys.readouterr().out == (
+        "17  engine_failed  tried 2 times  the text cannot be computed: the device does not like this\n"
+        "1 rows in the quarantine of 'notes': 1 engine_failed\n"
+    )
+    assert main(["quarantine", "list", "--json", *where]) == 0
+    assert json.loads(capsys.readouterr().out)["attempts"] == 2
+    assert main(["quarantine", "list", "--reason", "duplicate_id", *where]) == 0
+    assert capsys.readouterr().out == "0 rows in the quarantine of 'notes'\n"
+    assert main(["quarantine", "retry", "17", "18", *where]) == 1
+    assert "not in the quarantine of 'notes': 18" in capsys.readouterr().err
+    assert main(["quarantine", "retry", "17", *where]) == 0
+    assert capsys.readouterr().out == "1 rows are tried again by the next run\n"
+    assert main(["quarantine", "list", *where]) == 0
+    assert "to be tried again" in capsys.readouterr().out
