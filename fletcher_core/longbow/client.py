@@ -45,7 +45,6 @@ _CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 5000),  # in truth the time that one attempt may take
     ("grpc.max_reconnect_backoff_ms", 200),
-    ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
 ]
 
 
@@ -356,7 +355,8 @@ class LongbowClient:
 
 def _connect(address: str, credentials: Credentials) -> flight.FlightClient:
     location = address if "://" in address else f"grpc://{address}"
-    return flight.FlightClient(location, generic_options=_CHANNEL_OPTIONS, **credentials.flight_arguments())
+    options = [*_CHANNEL_OPTIONS, ("grpc.max_receive_message_length", MAX_ANSWER_BYTES)]
+    return flight.FlightClient(location, generic_options=options, **credentials.flight_arguments())
 
 
 def _asks_to_slow_down(reader: flight.FlightMetadataReader) -> bool:

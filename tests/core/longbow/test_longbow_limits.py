@@ -199,12 +199,11 @@ def test_the_defaults_let_the_largest_put_and_a_search_to_the_end_of_the_index_p
 
 
 def test_an_answer_over_the_clients_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = [*client_module._CHANNEL_OPTIONS, ("grpc.max_receive_message_length", 10_000)]
     with LongbowServer(tmp_path / "rows") as server:
         settings = LongbowSettings(server.address.data, server.address.meta)
         with LongbowClient(settings) as client:
             client.put("docs", rows(5000))
-        monkeypatch.setattr(client_module, "_CHANNEL_OPTIONS", options)
+        monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 10_000)
         with LongbowClient(settings) as client, pytest.raises(LongbowUnavailable, match="fewer rows"):
             client.scan("docs")
 
