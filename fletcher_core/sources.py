@@ -124,8 +124,10 @@ class DuckDBTable:
             "SELECT table_schema, table_name FROM information_schema.tables WHERE table_catalog = ? ORDER BY 1, 2",
             [_CATALOG],
         ).fetchall()
-        schema, _, rest = self.table.partition(".")
-        for wanted in (("main", self.table), (schema, rest)):
+        parts = self.table.split(".")
+        # Schemas and tables may have dots of their own: the shortest name of a schema counts first.
+        splits = [(".".join(parts[:at]), ".".join(parts[at:])) for at in range(1, len(parts))]
+        for wanted in (("main", self.table), *splits):
             for candidate in found:
                 if tuple(part.lower() for part in candidate) == tuple(part.lower() for part in wanted):
                     return ".".join(identifier(part) for part in (_CATALOG, *candidate))

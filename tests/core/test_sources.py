@@ -34,6 +34,8 @@ def database(tmp_path: Path) -> Path:
         connection.execute("CREATE TABLE docs AS SELECT 1 AS id, 'one' AS text, 'x' AS topic")
         connection.execute("CREATE TABLE \"dotted.name\" AS SELECT 2 AS id, 'two' AS text")
         connection.execute("CREATE SCHEMA archive")
+        connection.execute('CREATE SCHEMA "v1.2"')
+        connection.execute('CREATE TABLE "v1.2"."a.b" AS SELECT 4 AS id')
         connection.execute("CREATE TABLE archive.docs AS SELECT 3 AS id, 'three' AS text")
         connection.execute("CREATE VIEW latest AS SELECT * FROM docs")
     return path
@@ -57,7 +59,8 @@ def ids_of(source: Source, partition: Partition = WHOLE) -> list[object]:
 
 
 @pytest.mark.parametrize(
-    ("table", "row_id"), [("docs", 1), ("DOCS", 1), ("dotted.name", 2), ("archive.docs", 3), ("latest", 1)]
+    ("table", "row_id"),
+    [("docs", 1), ("DOCS", 1), ("dotted.name", 2), ("archive.docs", 3), ("latest", 1), ("v1.2.a.b", 4)],
 )
 def test_a_table_is_found_by_its_name_in_any_schema(database: Path, table: str, row_id: int) -> None:
     assert ids_of(DuckDBTable(database, table)) == [row_id]
