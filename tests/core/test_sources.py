@@ -35,7 +35,7 @@ def database(tmp_path: Path) -> Path:
         connection.execute("CREATE TABLE \"dotted.name\" AS SELECT 2 AS id, 'two' AS text")
         connection.execute("CREATE SCHEMA archive")
         connection.execute('CREATE SCHEMA "v1.2"')
-        connection.execute('CREATE TABLE "v1.2"."a.b" AS SELECT 4 AS id')
+        connection.execute('CREATE TABLE "v1.2"."a.b" AS SELECT 4 AS id, 4 AS text')
         connection.execute("CREATE TABLE archive.docs AS SELECT 3 AS id, 'three' AS text")
         connection.execute("CREATE VIEW latest AS SELECT * FROM docs")
     return path
