@@ -199,6 +199,18 @@ def test_an_open_circuit_says_when_the_next_try_is_and_what_failed_last() -> Non
         breaker.acquire(Proof.ANSWERS)
 
 
+def test_who_waited_for_one_call_in_vain_need_not_wait_for_more() -> None:
+    for calls, seconds in ((1, 4.0), (2, 2.0), (1, 5.0)):
+        clock = Clock()
+        breaker = CircuitBreaker(BreakerSettings(seconds_in_vain=4.0), clock=clock)
+        for _ in range(calls):
+            assert breaker.state == "closed"
+            attempt = breaker.acquire(Proof.IS_ALIVE)
+            clock.now += seconds
+            breaker.fail(attempt, "no answer")
+        assert breaker.state == "open"
+
+
 def test_a_server_that_hangs_at_puts_is_not_believed_for_answering_other_calls() -> None:
     breaker, clock = opened()
     for pause in (1, 2, 4, 8, 16, 30, 30):

@@ -308,6 +308,7 @@ def test_rows_dropped_after_the_ok_are_never_recorded_as_applied(
         report = sender.drain(20)
         assert "2 of its 2 rows cannot be read back" in report.unavailable
         assert state(collection, client, segment) == "sent"
+        assert report.circuit == "open"
         server.faults = Faults()
         client.breaker.reset()
         assert sender.drain(20).is_complete
