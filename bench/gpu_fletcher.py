@@ -18,7 +18,7 @@ Result = dict[str, object]
 @cache
 def load(folder: Path, engine: str, precision: str) -> Embedder:
     load.cache_clear()  # one model at a time
-    return Embedder.load(folder, engine=engine, precision=precision)
+    return Embedder.load(folder, engine=engine, precision=precision, isolation="none")
 
 
 def embedder(job: Job) -> Embedder:
