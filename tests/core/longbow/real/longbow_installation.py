@@ -38,9 +38,6 @@ class NotInstalled(Exception):
 
 def command(release: Release) -> list[str]:
     """How to start the release, which is built if need be. Raises NotInstalled with the reason when it cannot be."""
-    go = shutil.which("go", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/go/bin"]))
-    if go is None:
-        raise NotInstalled("no Go toolchain is on the PATH")
     emulator: list[str] = []
     if release.processor == "arm64" and platform.machine() not in ("arm64", "aarch64"):
         found = shutil.which("qemu-aarch64-static")
@@ -54,13 +51,16 @@ def command(release: Release) -> list[str]:
         with (cache / "build.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not binary.exists():
-                _build(go, release, cache, binary)
+                _build(release, cache, binary)
     return [*emulator, str(binary)]
 
 
-def _build(go: str, release: Release, cache: Path, binary: Path) -> None:
+def _build(release: Release, cache: Path, binary: Path) -> None:
     """As `go install` does, by way of a module of our own: `go install` itself also asks for a list of all versions,
     which not every module proxy gives out."""
+    go = shutil.which("go", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/go/bin"]))
+    if go is None:
+        raise NotInstalled("no Go toolchain is on the PATH")
     refused = cache / f"{release.version}.refused"
     if refused.exists() and time.time() - refused.stat().st_mtime < _ASK_AGAIN:
         raise NotInstalled(refused.read_text())
