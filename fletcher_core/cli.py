@@ -8,6 +8,7 @@ from typing import Protocol
 from fletcher_core.commands import compact, deliver, quarantine, reconcile, search, selftest
 from fletcher_core.commands.options import Commands
 from fletcher_core.errors import FletcherError
+from fletcher_core.interrupts import EXIT_STATUS, orderly_then_at_once
 
 
 class _Command(Protocol):
@@ -27,14 +28,18 @@ _COMMANDS: dict[str, _Command] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 when it worked, 1 with the reason on standard error when it did not."""
+    """Run the command; 0 when it worked, 1 with the reason on standard error when it did not, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="fletcher", description="Embeddings of DuckDB and Parquet tables.")
     commands = parser.add_subparsers(dest="command", required=True)
     for module in _COMMANDS.values():
         module.add(commands)
     options = parser.parse_args(arguments)
     try:
-        return _COMMANDS[options.command].run(options)
+        with orderly_then_at_once():
+            return _COMMANDS[options.command].run(options)
     except FletcherError as error:
         print(f"fletcher: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("fletcher: interrupted; what was done so far stays", file=sys.stderr)
+        return EXIT_STATUS

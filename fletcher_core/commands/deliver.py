@@ -39,9 +39,6 @@ def run(options: argparse.Namespace) -> int:
 
             try:
                 report = drain(sender, timeout=options.timeout, progress=show)
-            except KeyboardInterrupt:
-                print("fletcher: interrupted; what was not delivered stays in the store", file=sys.stderr)
-                return 1
             finally:
                 line.end()
     left = sum(pending_rows(report))

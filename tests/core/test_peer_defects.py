@@ -4,6 +4,7 @@ Those of running, storing and sending are pinned where the parts are: `grep -rn 
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,25 +52,19 @@ def test_infinity_cut_vectors_after_normalizing_them(minilm: Embedder) -> None:
     np.testing.assert_allclose(vectors, full / np.linalg.norm(full, axis=1, keepdims=True), atol=1e-5)
 
 
-def test_text_embeddings_inference_spun_on_a_text_over_the_token_budget(folder: Path, engine: EngineChoice) -> None:
+def test_text_embeddings_inference_spun_on_a_text_over_the_token_budget(
+    folder: Path, engine: EngineChoice, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Peers' defect 4: one text longer than `max_batch_tokens` was never scheduled, and the loop never slept."""
     embedder = Embedder.load(folder, engine=engine, threads=1)
     texts = ["a " * 30, "short", "the " * 20, ""]
     whole = embedder.embed(texts)
     lengths = embedder.encoder.encode(texts).sequences.lengths
-    plan = embedder.engine.plan
-    embedder.engine.plan = lambda lengths: _plan_with_budget(lengths, 8)  # type: ignore[method-assign]
+    small = replace(embedder.engine.batching, token_budget=8)
+    monkeypatch.setattr(type(embedder.engine), "batching", small)
     assert lengths.max() > 8
+    assert sorted(np.concatenate(small.plan(lengths))) == list(range(len(lengths)))
     np.testing.assert_allclose(embedder.embed(texts, timeout=60.0), whole, atol=2e-2)
-    embedder.engine.plan = plan  # type: ignore[method-assign]
-
-
-def _plan_with_budget(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
-    from fletcher_core.batching import plan_batches
-
-    batches = plan_batches(lengths, budget)
-    assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
-    return batches
 
 
 def test_text_embeddings_inference_sent_nan_for_a_vector_without_length(folder: Path, engine: EngineChoice) -> None:

@@ -14,6 +14,8 @@ from fletcher_core.longbow.server.access import ServerTls
 from fletcher_core.longbow.server.faults import parse_faults
 from fletcher_core.longbow.server.ports import LongbowServer
 
+_GRACE_SECONDS = 5.0  # for open streams to end; Longbow gives them 30
+
 
 def main() -> int:
     """Serve until SIGTERM, SIGINT or `--idle-exit` seconds without a call."""
@@ -60,6 +62,7 @@ def main() -> int:
             idle = options.idle_exit is not None and server.idle_seconds > options.idle_exit
             if idle or not options.data_path.is_dir():  # nobody can find it any more once its folder is deleted
                 break
+        _cut_open_streams()
     return 0
 
 
@@ -70,6 +73,13 @@ def _tls(options: argparse.Namespace) -> ServerTls | None:
     if options.tls_cert or options.tls_key or options.tls_client_ca:
         raise ConfigError("TLS needs both --tls-cert and --tls-key, and --tls-client-ca only beside them")
     return None
+
+
+def _cut_open_streams() -> None:
+    """End the process soon, should a client hold a put open: closing a port waits for it. Its rows are not stored."""
+    cut = threading.Timer(_GRACE_SECONDS, os._exit, [0])
+    cut.daemon = True
+    cut.start()
 
 
 def _announce(path: Path, ready: dict[str, object]) -> None:

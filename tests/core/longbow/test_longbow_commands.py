@@ -109,8 +109,45 @@ def test_an_interrupted_delivery_leaves_the_rest_in_the_store(server: Any, colle
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 1
-    assert "interrupted; what was not delivered stays in the store" in err
+    assert process.returncode == 130
+    assert "interrupted; what was done so far stays" in err
+    assert "Traceback" not in err
+    assert collection.generation.row_count("") == 1
+
+
+STUBBORN = """
+import sys, time
+from fletcher_core import cli
+
+class Stubborn:
+    @staticmethod
+    def add(commands):
+        commands.add_parser("stubborn")
+
+    @staticmethod
+    def run(options):
+        try:
+            print("working", flush=True)
+            time.sleep(60)
+        finally:
+            print("tidying up", flush=True)
+            time.sleep(60)
+
+cli._COMMANDS["stubborn"] = Stubborn
+sys.exit(cli.main(["stubborn"]))
+"""
+
+
+def test_a_second_interrupt_ends_a_command_at_once() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for said in ("working", "tidying up"):
+        assert process.stdout.readline().strip() == said
+        process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 130
     assert "Traceback" not in err
 
 

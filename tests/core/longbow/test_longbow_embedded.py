@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.flight as flight
 import pytest
 
 from fletcher_core.errors import ConfigError, LongbowError, LongbowRejected, LongbowUnavailable
@@ -193,3 +194,15 @@ def test_a_private_server_is_for_its_user_alone(folder: Path) -> None:
 def test_a_server_that_is_not_private_asks_for_nothing(folder: Path) -> None:
     ensure_embedded(folder)
     assert not embedded_credentials(folder).has_token
+
+
+def test_a_put_that_is_left_open_does_not_keep_it_from_ending(folder: Path) -> None:
+    address = ensure_embedded(folder)
+    table = pa.table({"a": [1]})
+    writer, _ = flight.FlightClient(f"grpc://{address.data}").do_put(
+        flight.FlightDescriptor.for_path("docs"), table.schema
+    )
+    writer.write_table(table)
+    assert stop_embedded(folder)
+    with pytest.raises(flight.FlightUnavailableError):
+        writer.close()

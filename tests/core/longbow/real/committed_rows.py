@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from v0_1_1_client import FOUND_BY_V0_1_1, V011Client
 
+from fletcher_core.longbow.breaker import BreakerSettings
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.longbow.sender import DeliveryReport, Sender, SenderSettings
 from fletcher_core.models.card import ModelCard
@@ -23,7 +24,8 @@ from fletcher_core.store.store import VectorStore
 DIMENSION = 8
 NEAREST = 20
 _COSINE_ERROR = 1e-4
-QUICK = SenderSettings(backoff=0.01, max_backoff=0.05, patience=1.0, slow_down_pause=0.01)
+QUICK = SenderSettings(patience=1.0, slow_down_pause=0.01)
+QUICK_BREAKER = BreakerSettings(backoff=0.01, max_backoff=0.05)
 _CARD = ModelCard("tiny", "ab" * 16, DIMENSION)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from committed_rows import QUICK_BREAKER
 from longbow_installation import NEWEST, V0_1_1, NotInstalled, command
 from longbow_process import EmbeddedServer, LongbowProcess
 from v0_1_1_client import V011Client
@@ -28,6 +29,7 @@ class Served:
         """A client; `data` is another way to the data port, as by a slow network."""
         address = self.process.address
         made = V011Client if self.kind == "v0.1.1" else LongbowClient
+        settings.setdefault("breaker", QUICK_BREAKER)
         return made(LongbowSettings(data or address.data, address.meta, **settings))
 
 
