@@ -24,7 +24,8 @@ from fletcher_core.sources import (
     marked_relation,
     reading_failed,
 )
-from fletcher_core.sql import connect, first_line, identifier, literal
+from fletcher_core.sql import connect, first_line, identifier, literal, stoppable
+from fletcher_core.stop import NEVER, Stop
 from fletcher_core.store.durable import write_failed
 from fletcher_core.store.generation import Generation
 from fletcher_core.store.ledger import text_form
@@ -92,6 +93,7 @@ def detect_changes(
     on_duplicate: Literal["quarantine", "error"] = "quarantine",
     memory_limit: str = "2GB",
     threads: int | None = None,
+    stop: Stop = NEVER,
 ) -> Changes:
     """Compares a partition of the source with the generation's live rows of that partition.
 
@@ -100,8 +102,10 @@ def detect_changes(
         on_empty: what to do with rows whose text is null or empty: leave them out and count them, or fail.
         on_duplicate: what to do with an id that stands for different contents: leave out all its rows, or fail.
         threads: of DuckDB; one a core when not given.
+        stop: interrupts the queries.
 
     Raises:
+        RunCancelled, DeadlineExceeded: `stop` says so.
         SourceError: a file, table or column is missing, damaged or locked.
         InputError: rows that a policy of "error" forbids.
         ConfigError: `memory_limit` is too small or no size; the partition has no column to filter by.
@@ -112,7 +116,10 @@ def detect_changes(
     ):
         if value not in known:
             raise ConfigError(f"{name} is {value!r}: it must be {known[0]!r} or {known[1]!r}")
-    with connect(memory_limit=memory_limit, spill=workspace / "spill", threads=threads) as connection:
+    with (
+        connect(memory_limit=memory_limit, spill=workspace / "spill", threads=threads) as connection,
+        stoppable(connection, stop),
+    ):
         connection.execute("SET preserve_insertion_order = false")
         connection.execute("SET enable_progress_bar = false")
         # A join keeps its right side in memory: never the side with the texts, whatever the row counts suggest.

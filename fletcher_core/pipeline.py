@@ -151,6 +151,7 @@ def materialize(
                 on_empty=settings.on_empty,
                 on_duplicate=settings.on_duplicate,
                 memory_limit=settings.memory_limit,
+                stop=Stop(cancelled),
             )
         run = _Run(
             partition, embedder, store, generation, settings, sender, run_id, changes, clock, progress, cancelled

@@ -3,12 +3,17 @@
 DuckDB takes parameters only where a value stands; tables, columns, files and the parts of a COPY need quoting.
 """
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 
 import duckdb
 
-from fletcher_core.errors import ConfigError
+from fletcher_core.errors import ConfigError, FletcherError
+from fletcher_core.stop import NEVER, Stop
+
+_LOOK_SECONDS = 0.05  # between two looks at whether to interrupt a query
 
 
 def connect(
@@ -33,6 +38,37 @@ def connect(
         raise ConfigError(f"DuckDB refuses memory_limit={memory_limit!r}, threads={threads!r}: {error}") from error
     connection.execute("SET TimeZone = 'UTC'")
     return connection
+
+
+@contextmanager
+def stoppable(connection: duckdb.DuckDBPyConnection, stop: Stop) -> Iterator[None]:
+    """Queries of the connection inside the block are interrupted when `stop` says so.
+
+    Raises:
+        RunCancelled, DeadlineExceeded: in place of whatever the interrupted query raised.
+    """
+    if stop == NEVER:
+        yield
+        return
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_LOOK_SECONDS):
+            try:
+                stop.check()
+            except FletcherError:
+                connection.interrupt()  # again and again: there may be none just now, and another soon
+
+    watching = threading.Thread(target=watch, name="fletcher-interrupt", daemon=True)
+    watching.start()
+    try:
+        yield
+    except (duckdb.Error, FletcherError):
+        stop.check()
+        raise
+    finally:
+        over.set()
+        watching.join()
 
 
 def first_line(error: Exception) -> str:

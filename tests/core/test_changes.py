@@ -3,6 +3,8 @@
 import hashlib
 import shutil
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fletcher_core.changes import Changes, detect_changes
-from fletcher_core.errors import ConfigError, InputError, SourceError, StoreError
+from fletcher_core.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    InputError,
+    RunCancelled,
+    SourceError,
+    StoreError,
+)
 from fletcher_core.models.card import ModelCard
 from fletcher_core.sources import DuckDBTable, ParquetTable, Partition, metadata_schema
 from fletcher_core.sql import connect, literal
+from fletcher_core.stop import Stop
 from fletcher_core.store import Generation, VectorStore, ledger
 
 DIMENSION = 2
@@ -487,3 +497,24 @@ def _embeddable(rows: Rows) -> Rows:
         (row_id, topic, hashlib.md5(text.encode()).hexdigest(), vector(text))
         for row_id, [(text, topic)] in ((k, list(v)) for k, v in contents.items() if len(v) == 1)
     )
+
+
+def test_a_long_scan_ends_soon_after_the_word_to_stop(tmp_path: Path) -> None:
+    corpus = Corpus(tmp_path)
+    corpus.hold(("1", "a text"))
+    # A query over the file that would take very long.
+    corpus.settings["query"] = (
+        "SELECT id, text, topic FROM files WHERE (SELECT count(*) FROM range(10000000) a, range(1000000) b "
+        "WHERE a.range * b.range % 7 = 3) > 0"
+    )
+    cancelled = threading.Event()
+    threading.Timer(0.5, cancelled.set).start()
+    started = time.monotonic()
+    with pytest.raises(RunCancelled):
+        corpus.detect(stop=Stop(cancelled))
+    assert cancelled.is_set()
+    assert time.monotonic() - started < 30.0  # it would take hours
+    with pytest.raises(DeadlineExceeded):
+        corpus.detect(stop=Stop.after(0.5))
+    del corpus.settings["query"]
+    assert corpus.detect(stop=Stop(threading.Event())).changes.new == 1
