@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 )
 
 from fletcher_core.errors import LongbowNotFound, LongbowUnavailable
+from fletcher_core.longbow.reconcile import reconcile
 from fletcher_core.longbow.sender import Sender
 
 _SCALE = float(os.environ.get("FLETCHER_LONGBOW_EXAMPLES", "1"))
@@ -96,6 +97,9 @@ class Upserts(RuleBasedStateMachine):
         report = drained(self.sender)
         assert report.is_complete, report
         self.committed.assert_delivered(self.client)
+        books = reconcile(self.committed.generation, self.client)
+        assert books.balances, books
+        assert books.missing == 0, books  # there was nothing to repair
 
     @invariant()
     def nobody_ever_finds_an_outdated_or_deleted_row(self) -> None:
