@@ -1,6 +1,7 @@
 # Everything goes through a virtual environment in this folder; every target sets it up first if it must.
 #   make demo     the whole path on real text, in a few minutes        make ui      the Dagster UI on the demo's project
 #   make test     the whole suite                           make lint    format | typecheck | bench | audit | clean
+#   make chaos    kills, injected faults, a soak and fuzzing, over an hour; its figures go into docs/reliability.md
 #   make fuzz     damaged model folders, then damaged calls to the embedded server, SECONDS=60 of each
 # Another interpreter: make setup PYTHON=python3.12
 
@@ -28,10 +29,10 @@ export DAGSTER_DISABLE_TELEMETRY := 1
 BENCHES := materialize flight change_detection cache memory int8
 RESULTS ?= bench-results
 
-.PHONY: help setup demo ui test fuzz lint format typecheck bench bench-engine bench-latency bench-tokenizer bench-compare audit clean
+.PHONY: help setup demo ui test chaos chaos-kills chaos-faults chaos-soak fuzz lint format typecheck bench bench-engine bench-latency bench-tokenizer bench-compare audit clean
 
 help:
-	@sed -n '2,5s/^# *//p' Makefile
+	@sed -n '2,6s/^# *//p' Makefile
 
 setup: $(STAMP)
 
@@ -70,6 +71,23 @@ SEED ?= 1
 fuzz: setup
 	@status=0; for part in loader server; do $(BIN)/python -m chaos.fuzz_$$part --seconds $(SECONDS) --seed $(SEED) \
 	  --replay tests/data/fuzz/$$part --save $(RESULTS)/fuzz/$$part || status=1; done; exit $$status
+
+# One part alone: make chaos-faults. Shorter: make chaos KILLS=50 SOAK_MINUTES=2 FUZZ_SECONDS=60. Seeds are printed.
+KILLS ?= 500
+SOAK_MINUTES ?= 40
+FUZZ_SECONDS ?= 900
+chaos: chaos-kills chaos-faults chaos-soak
+	@$(MAKE) fuzz SECONDS=$(FUZZ_SECONDS)
+	@$(BIN)/python -m chaos.report
+
+chaos-kills: setup
+	@$(BIN)/python -m chaos.kills --runs $(KILLS) --seed $(SEED)
+
+chaos-faults: setup
+	@$(BIN)/python -m chaos.faults --seed $(SEED)
+
+chaos-soak: setup
+	@$(BIN)/python -m chaos.soak --minutes $(SOAK_MINUTES) --seed $(SEED)
 
 lint: setup
 	@$(BIN)/ruff check $(CODE)

@@ -28,6 +28,7 @@ import tokenizers  # noqa: F401  (imported before the forks, like all that a cas
 import fletcher_core.engines.openvino  # noqa: F401
 from chaos.forked import Outcome, run_forked
 from chaos.mutations import any_value, mutate, mutate_bytes, mutate_value, write_json
+from chaos.results import keep
 from chaos.tiny_models import BASES, Files
 from fletcher_core import Embedder
 from fletcher_core.errors import FletcherError, ModelError
@@ -253,7 +254,9 @@ def main() -> int:
             save(options.save, outcome, options.seed, base, bases[base], changed)
     summary = {"fuzz": "loader", "seed": options.seed, "seconds": round(time.monotonic() - started, 1)}
     summary |= {"cases": sum(kinds.values()), "kept": len(kept), "outcomes": dict(kinds.most_common())}
-    print(json.dumps(summary | {"findings": findings}))
+    summary |= {"findings": findings}
+    keep("fuzz_loader", summary)
+    print(json.dumps(summary))
     return 1 if findings else 0
 
 

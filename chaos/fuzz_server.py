@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from chaos.results import keep
+
 _CASE_SECONDS = 90.0
 
 
@@ -148,7 +150,9 @@ def main() -> int:
     outcomes = Counter(f"{report.kind}{': finding' if report.said else ''}" for report in reports)
     summary = {"fuzz": "server", "seed": options.seed, "seconds": round(time.monotonic() - started, 1)}
     summary |= {"cases": len(reports), "kept": len(kept), "outcomes": dict(outcomes.most_common())}
-    print(json.dumps(summary | {"findings": list(findings.values())}))
+    summary |= {"findings": list(findings.values())}
+    keep("fuzz_server", summary)
+    print(json.dumps(summary))
     return 1 if findings else 0
 
 
