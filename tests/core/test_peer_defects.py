@@ -4,20 +4,25 @@ Those of running, storing and sending are pinned where the parts are: `grep -rn 
 """
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from chaos.tiny_models import minilm as tiny_minilm
 from fletcher_core import Embedder
+from fletcher_core.cache import VectorCache
 from fletcher_core.engines import EngineChoice
 from fletcher_core.engines.native import engine as native
 from fletcher_core.errors import EngineError, InputError
 from fletcher_core.guard import sound_vectors
 from fletcher_core.models import Architecture, ModelPackage
+from fletcher_core.stop import Stop
 from fletcher_core.tokenizers import TextEncoder, load_tokenizer
+from fletcher_core.tokens import TokenBatch
 
 CPU_ENGINES: tuple[EngineChoice, ...] = ("openvino", "native")
 
@@ -162,3 +167,32 @@ def test_llama_cpp_counted_512_tokens_and_ran_514(folder: Path, engine: EngineCh
     assert np.array_equal(exact, longer)
     with pytest.raises(InputError, match="text 0 has 49 tokens and the limit is 48"):
         Embedder.load(folder, engine=engine, threads=1, max_length=48, long_text="error").embed(["a " * 47])
+
+
+def test_infinity_joined_key_parts_without_a_separator() -> None:
+    """Peers' defect 3: two pairs of a setting and a text whose letters meet in one string shared a cache entry."""
+    cache = VectorCache(10_000)
+    pairs = [(b"ab", "c"), (b"a", "bc"), (b"", "abc"), (b"abc", "")]
+    keys = [cache.text_keys(space).key(text) for space, text in pairs]
+    assert len(set(keys)) == len(pairs)
+
+
+def test_daft_lost_the_batch_size_on_the_way(minilm: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peers' defect 9: the engine re-batched at its own 32. Here a batch holds as many texts as its tokens allow."""
+    sizes: list[int] = []
+    run = minilm.engine.run
+
+    def counted(batches: Iterable[TokenBatch], stop: Stop) -> Iterator[np.ndarray]:
+        def seen() -> Iterator[TokenBatch]:
+            for batch in batches:
+                sizes.append(len(batch))
+                yield batch
+
+        return run(seen(), stop)
+
+    monkeypatch.setattr(minilm.engine, "run", counted)
+    table = pa.table({"text": [f"text {n}" for n in range(300)]})
+    (batch,) = minilm.embed_batches(table, "text")
+    assert batch.num_rows == 300
+    # Texts as short as these are padded to 16 tokens.
+    assert set(sizes[:-1]) == {minilm.engine.batching.token_budget // 16}
