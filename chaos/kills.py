@@ -31,10 +31,12 @@ from fletcher_core.pipeline import MaterializeSettings, materialize
 from fletcher_core.store import VectorStore
 
 Victim = Literal["writer", "server", "worker"]
+_VICTIMS: tuple[Victim, ...] = ("writer", "server", "worker")
 
 # Small segments, committed at once, and often merged: as many moments as possible at which a kill can do harm.
 SETTINGS = MaterializeSettings(segment_rows=16, commit_seconds=0.0, max_segments=6, delivery_timeout=10.0)
 _PATIENCE = 120.0
+_TIMED = 10  # kills between two runs that nobody kills
 
 
 @dataclass
@@ -128,11 +130,15 @@ def main() -> int:
     with TemporaryDirectory(prefix="fletcher-kills-") as folder:
         place = Place(Path(folder), Notes(Path(folder) / "notes.duckdb", chance))
         rewrite(place.notes, 0, 0, options.rows)
-        seconds = whole_runs(place, lambda: embedder)
+        whole_run(place, lambda: embedder)  # the first has everything to do
+        lengths: list[float] = []
         for number in range(1, options.runs + 1):
-            rewrite(place.notes, 20, 4, 5)
-            victim: Victim = chance.choices(["writer", "server", "worker"], [7, 2, 1])[0]
-            after = chance.uniform(0.0, seconds)
+            rewrite(place.notes, 20, 4, 4)
+            if number % _TIMED == 1:  # the machine may be busier than it was, and the moments are to cover a whole run
+                lengths.append(whole_run(place, lambda: embedder))
+                rewrite(place.notes, 20, 4, 4)
+            victim = chance.choices(_VICTIMS, [7, 2, 1])[0]
+            after = chance.uniform(0.0, statistics.median(lengths[-3:]))
             make = isolated if victim == "worker" else lambda: embedder
             outcomes[f"{victim}: {killed_run(place, make, victim, after)}"] += 1
             if number % options.check_every == 0 or number == options.runs:
@@ -149,7 +155,7 @@ def main() -> int:
         "checks": len(checks),
         "failed_checks": failed,
         "seconds": round(time.monotonic() - started, 1),
-        "run_seconds": round(seconds, 3),
+        "run_seconds": round(statistics.median(lengths), 3),
     }
     keep("kills", figures)
     print(figures)
@@ -159,21 +165,16 @@ def main() -> int:
 def rewrite(notes: Notes, changed: int, deleted: int, added: int) -> None:
     """The table after some changes."""
     notes.change(changed, deleted, added)
-    if problem := in_a_process(lambda: notes.write() or ""):
+    if problem := in_a_process(lambda: notes.write()):
         raise SystemExit(f"the source cannot be written: {problem}")
 
 
-def whole_runs(place: Place, make_embedder: Callable[[], Embedder]) -> float:
-    """Seconds of a run that nobody kills: the longest of a few, the first of which has everything to do."""
-    seconds = []
-    for _ in range(3):
-        began = time.monotonic()
-        problem = in_a_process(lambda: run_once(place, make_embedder))
-        seconds.append(time.monotonic() - began)
-        if problem:
-            raise SystemExit(f"a run that nobody killed has a problem: {problem}")
-        rewrite(place.notes, 20, 4, 5)
-    return statistics.median(seconds[1:])
+def whole_run(place: Place, make_embedder: Callable[[], Embedder]) -> float:
+    """Seconds of a run that nobody kills."""
+    began = time.monotonic()
+    if problem := in_a_process(lambda: run_once(place, make_embedder)):
+        raise SystemExit(f"a run that nobody killed has a problem: {problem}")
+    return time.monotonic() - began
 
 
 def let_go_and_check(place: Place, embedder: Embedder) -> str:
@@ -188,14 +189,14 @@ def let_go_and_check(place: Place, embedder: Embedder) -> str:
     return "" if books.balance and not problem else f"{books} {problem}"
 
 
-def in_a_process(work: Callable[[], str]) -> str:
+def in_a_process(work: Callable[[], str | None]) -> str:
     """`work()` in a forked process: this one never opens a connection or a thread that a fork would lose."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(read)
         try:
-            said = work()
+            said = work() or ""
         except BaseException as error:  # noqa: BLE001 - told to the parent
             said = f"{type(error).__name__}: {error}"
         os.write(write, said.encode()[:60_000])
