@@ -6,6 +6,7 @@ engines of that name alone which stand in for others.
 
 import json
 import os
+import sys
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -38,6 +39,7 @@ class Faults:
         poison: a text with this token makes the engine abort.
         wrong_after: from this batch on the vectors are other ones.
         refuse_start: the engine cannot be loaded while this file is there.
+        words: bytes that it writes to standard error for each batch, and a line after them.
     """
 
     only: str = ""
@@ -50,6 +52,7 @@ class Faults:
     poison: int = -1
     wrong_after: int = 0
     refuse_start: str = ""
+    words: int = 0
 
 
 def load(*arguments: Any, **settings: Any) -> Engine:
@@ -100,6 +103,8 @@ class BrokenEngine:
 
     def _fail(self, batch: TokenBatch) -> None:
         faults = self._faults
+        if faults.words:
+            print("x" * faults.words, "the last word", sep="\n", file=sys.stderr, flush=True)
         if faults.poison >= 0 and (batch.ids == faults.poison).any():
             os.abort()
         if faults.once and Path(faults.once).exists():

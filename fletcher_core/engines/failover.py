@@ -91,8 +91,9 @@ class FailoverEngine:
 
     @property
     def batching(self) -> Batching:
-        """See `Engine.batching`: of the engine that will compute."""
-        return (self._ready_standby() if self.health.standing_in else self.primary).batching
+        """See `Engine.batching`: of the engine that will compute, once it is loaded. Asked from any thread."""
+        standby = self._standby
+        return (self.primary if standby is None or not self.health.standing_in else standby).batching
 
     def run(self, batches: Iterable[TokenBatch], stop: Stop = NEVER) -> Iterator[Float32]:
         """See `Engine.run`.

@@ -40,14 +40,15 @@ class Supervision:
     Args:
         start: until the engine is loaded; compiling kernels is part of it.
         hang_factor: times the time that a batch should take at the rate measured so far.
-        hang_floor: the least that a batch is given, and twelve times that before a rate is known.
+        hang_floor: the least that a batch is given, as kernels may be compiled meanwhile; six times that before a rate
+            is known.
         check_every: a known batch is computed so often between the others, and at each start.
         least_cosine: of its vectors to what they were at first, or to another engine's where one has computed them.
     """
 
     start: float = 300.0
     hang_factor: float = 20.0
-    hang_floor: float = 5.0
+    hang_floor: float = 10.0
     check_every: float = 60.0
     least_cosine: float = 0.999
 
@@ -184,16 +185,17 @@ class IsolatedEngine:
     def _collect(self, process: WorkerProcess, flying: deque[_Sent], stop: Stop) -> Iterator[Float32]:
         """The vectors of the oldest batch; nothing where it was a check."""
         oldest = flying[0]
-        began = max(oldest.at, self._last_done)
-        message = self._wait(process, began + self._limit(oldest.computed), stop)
+        # From when somebody waits: this process may have been at something else, or asleep, and the worker with it.
+        asked = time.monotonic()
+        message = self._wait(process, asked + self._limit(oldest.computed), stop)
         if message is None:
             raise EngineLost(
-                f"engine {self.name!r} on {self.device} has been silent for {time.monotonic() - began:.1f} s over a "
+                f"engine {self.name!r} on {self.device} has been silent for {time.monotonic() - asked:.1f} s over a "
                 f"batch of {oldest.place.sequences} texts: it hangs"
             )
         if message["kind"] == "failed":
             raise EngineError(message["message"])
-        self._last_done = time.monotonic()
+        began, self._last_done = max(oldest.at, self._last_done), time.monotonic()
         self._learn(oldest.computed / max(self._last_done - began, 1e-6))
         self._batching = _batching(message)
         flying.popleft()
@@ -234,7 +236,7 @@ class IsolatedEngine:
         """Seconds that a batch may take."""
         floor = self.supervision.hang_floor
         if not self._rate:
-            return 12 * floor
+            return 6 * floor
         return max(floor, self.supervision.hang_factor * computed / self._rate)
 
     def _learn(self, rate: float) -> None:

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 import weakref
 from dataclasses import asdict
@@ -42,12 +42,16 @@ class WorkerProcess:
         self.arena = Arena()
         ours, theirs = socket.socketpair()
         self._messages = Messages(ours)
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         try:
-            self._process = _start(theirs.fileno(), self.arena.descriptor, self._stderr)
+            self._process = _start(theirs.fileno(), self.arena.descriptor)
         finally:
             theirs.close()
-        self.end = weakref.finalize(self, _end, self._process, self._messages, self.arena, self._stderr)
+        self._words = bytearray()
+        assert self._process.stderr is not None
+        listening = (self._process.stderr, self._words)
+        self._listener = threading.Thread(target=_listen, args=listening, name="fletcher-worker-words", daemon=True)
+        self._listener.start()
+        self.end = weakref.finalize(self, _end, self._process, self._messages, self.arena)
         self.send({"kind": "load", "spec": asdict(spec)})
         ready = self.receive(time.monotonic() + patience)
         if ready is None:
@@ -101,31 +105,38 @@ class WorkerProcess:
             if status < 0
             else f"ended with status {status}"
         )
-        self._stderr.seek(0, os.SEEK_END)
-        self._stderr.seek(max(0, self._stderr.tell() - _LAST_WORDS))
-        words = self._stderr.read().decode(errors="replace").strip().splitlines()
         self.end()
+        self._listener.join(1.0)
+        words = bytes(self._words).decode(errors="replace").strip().splitlines()
         return f"the engine's process {how}" + (f"; its last words: {words[-1]}" if words else "")
 
 
-def _start(connection: int, memory: int, stderr: IO[bytes]) -> "subprocess.Popen[bytes]":
+def _start(connection: int, memory: int) -> "subprocess.Popen[bytes]":
+    # What can be imported here can be there, in the same order; nothing from the folder that we happen to be in (-P).
     sources = str(Path(fletcher_core.__file__).resolve().parents[1])
-    path = os.pathsep.join(dict.fromkeys([sources, *filter(None, sys.path)]))
+    path = os.pathsep.join(dict.fromkeys([*filter(None, sys.path), sources]))
     level = logging.getLogger("fletcher_core").getEffectiveLevel()
     return subprocess.Popen(
-        [sys.executable, "-m", "fletcher_core.engines.isolated", str(connection), str(memory), str(level)],
+        [sys.executable, "-P", "-m", "fletcher_core.engines.isolated", str(connection), str(memory), str(level)],
         stdin=subprocess.DEVNULL,
-        stdout=stderr,
-        stderr=stderr,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         pass_fds=(connection, memory),
         env={**os.environ, "PYTHONPATH": path},
     )
 
 
-def _end(process: "subprocess.Popen[bytes]", messages: Messages, arena: Arena, stderr: IO[bytes]) -> None:
+def _listen(stderr: IO[bytes], words: bytearray) -> None:
+    """Keep the last of what the process writes to standard error, however much that is."""
+    with stderr:
+        while data := os.read(stderr.fileno(), 1 << 12):
+            words += data
+            del words[:-_LAST_WORDS]
+
+
+def _end(process: "subprocess.Popen[bytes]", messages: Messages, arena: Arena) -> None:
     process.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold on to it; the kernel will see it off
         process.wait(5.0)
     messages.close()
     arena.close()
-    stderr.close()
