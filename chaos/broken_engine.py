@@ -1,7 +1,6 @@
 """An engine that fails as it is told to, for workers: `EngineSpec(loader="chaos.broken_engine:load")`.
 
-The faults come from the environment variable FLETCHER_BROKEN_ENGINE, as JSON of `Faults`. `primary_only` leaves
-engines of that name alone which stand in for others.
+The faults come from the environment variable FLETCHER_BROKEN_ENGINE, as JSON of `Faults`.
 """
 
 import json
@@ -36,7 +35,7 @@ class Faults:
         allocation, exception, hang, abort: every so many batches the engine fails so.
         once: a file; the faults by count happen only while it is not there, and make it.
         nan_share: of the texts, chosen by their tokens, that get a vector of NaN.
-        poison: a text with this token makes the engine abort.
+        poison, refused: a text with this token makes the engine abort, or raise.
         wrong_after: from this batch on the vectors are other ones.
         refuse_start: the engine cannot be loaded while this file is there.
         words: bytes that it writes to standard error for each batch, and a line after them.
@@ -50,6 +49,7 @@ class Faults:
     once: str = ""
     nan_share: float = 0.0
     poison: int = -1
+    refused: int = -1
     wrong_after: int = 0
     refuse_start: str = ""
     words: int = 0
@@ -98,7 +98,7 @@ class BrokenEngine:
                 vectors = np.roll(vectors, 1, axis=1)
             if self._faults.nan_share:
                 vectors = vectors.copy()
-                vectors[[self._is_chosen(batch, row) for row in range(len(batch))]] = np.nan
+                vectors[[is_chosen(batch, row, self._faults.nan_share) for row in range(len(batch))]] = np.nan
             yield vectors
 
     def _fail(self, batch: TokenBatch) -> None:
@@ -107,6 +107,8 @@ class BrokenEngine:
             print("x" * faults.words, "the last word", sep="\n", file=sys.stderr, flush=True)
         if faults.poison >= 0 and (batch.ids == faults.poison).any():
             os.abort()
+        if faults.refused >= 0 and (batch.ids == faults.refused).any():
+            raise EngineError("chaos: this text is refused")
         if faults.once and Path(faults.once).exists():
             return
         due = [name for name in ("allocation", "exception", "hang", "abort") if self._is_due(getattr(faults, name))]
@@ -124,6 +126,8 @@ class BrokenEngine:
     def _is_due(self, every: int) -> bool:
         return bool(every) and self._count % every == 0
 
-    def _is_chosen(self, batch: TokenBatch, row: int) -> bool:
-        ids = batch.ids[batch.cu_seqlens[row] : batch.cu_seqlens[row + 1]]
-        return zlib.crc32(ids.tobytes()) % 10_000 < self._faults.nan_share * 10_000
+
+def is_chosen(batch: TokenBatch, row: int, share: float) -> bool:
+    """Whether a text is among the share of them that go wrong: by its tokens, so that it is always the same ones."""
+    ids = batch.ids[batch.cu_seqlens[row] : batch.cu_seqlens[row + 1]]
+    return zlib.crc32(ids.tobytes()) % 10_000 < share * 10_000

@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from chaos.broken_engine import Faults
+from chaos.broken_engine import Faults, is_chosen
 from chaos.notes import COLLECTION, Notes, check_books
 from chaos.results import keep
 from chaos.setting import Server, broken, failover_embedder
@@ -132,8 +132,10 @@ def run_case(
     case: Case, notes: Notes, server: Server, store_folder: Path, plain: Embedder, threads: int
 ) -> dict[str, Any]:
     """What became of the rows, and when."""
+    before = dict(notes.rows)
     notes.change(len(notes.rows) * 2 // 3, 20, 20)
     notes.write()
+    rewritten = {id_: text for id_, text in notes.rows.items() if before.get(id_) != text}
     with broken(case.engine) if case.engine else nullcontext():
         embedder = failover_embedder(plain, threads, second_is_broken=case.everywhere)
         client = server.client()
@@ -164,7 +166,9 @@ def run_case(
             books = check_books(rows, store, client, plain)
         embedder.close()
         client.close()
-    right = set(aside) <= {case.quarantined} and bool(aside) == bool(case.quarantined)
+    due = chosen(rewritten, case.engine, plain) if case.engine and case.quarantined else set()
+    right = set(aside) <= {case.quarantined} and quarantined == due
+    well = not watch.replaced_at or bool(watch.back_at)
     return {
         "case": case.name,
         "rows": len(notes.rows),
@@ -177,10 +181,16 @@ def run_case(
         "texts_per_s": round(report.texts_per_s, 1),
         "run_seconds": round(run_seconds, 2),
         "delivered_after": round(delivered_after, 2),
-        "engine_back_after": round(watch.back_at - watch.replaced_at, 2) if watch.replaced_at else None,
-        "accounted": books.balance and right and delivery.is_complete,
+        "engine_back_after": round(watch.back_at - watch.replaced_at, 2) if watch.replaced_at and well else None,
+        "accounted": books.balance and right and well and delivery.is_complete,
         "books": "" if books.balance else str(books),
     }
+
+
+def chosen(rows: dict[str, str], faults: Faults, plain: Embedder) -> set[str]:
+    """The ids of the rows whose texts an engine with these faults gives no vector."""
+    batch = plain.encoder.encode(list(rows.values())).sequences
+    return {id_ for number, id_ in enumerate(rows) if is_chosen(batch, number, faults.nan_share)}
 
 
 def main() -> int:

@@ -204,8 +204,8 @@ def in_a_process(work: Callable[[], str | None]) -> str:
     os.close(write)
     with os.fdopen(read) as pipe:
         said = pipe.read()
-    os.waitpid(child, 0)
-    return said
+    _, status = os.waitpid(child, 0)
+    return said if not status else f"{said} (the process ended with status {os.waitstatus_to_exitcode(status)})"
 
 
 if __name__ == "__main__":

@@ -61,8 +61,9 @@ class Embedder:
         self.card = card
         self.normalize = normalize
         self._query_encoder = query_encoder
-        self._guard = Guard(normalize, engine, second_engine)
-        self._known_good = encoder.encode(["known good"]).sequences
+        # What any engine of the model must be able to compute, a text of the full length among them.
+        self._known_good = encoder.encode(["known good", "word " * encoder.max_length]).sequences
+        self._guard = Guard(normalize, engine, second_engine, self._known_good)
         self._turn = threading.Lock()
         # Finding equal texts costs some 0.2 us a text: nothing beside a CPU's inference, 7-9 % of a GPU's with a
         # small model.
@@ -180,7 +181,7 @@ class Embedder:
         return self.engine.health if isinstance(self.engine, FailoverEngine) else EngineHealth()
 
     def close(self) -> None:
-        """End what the engines run in processes of their own; the embedder cannot be used after that."""
+        """End what the engines run in processes of their own. Who embeds after that starts another engine anew."""
         for engine in (self.engine, self._guard.second):
             if isinstance(engine, FailoverEngine | IsolatedEngine):
                 engine.close()
@@ -258,6 +259,7 @@ class Embedder:
 
         Raises:
             InputError: the query is no valid str.
+            EngineError: the device failed, or the vector came out not finite.
         """
         if not isinstance(text, str):
             raise InputError(f"the query is {type(text).__name__}, not str")
@@ -279,8 +281,9 @@ class Embedder:
         vectors = np.empty((1, self.dimension), np.float32)
         with self._turn:
             (vectors[:],) = self.engine.run([encoded.sequences])
-            if not sound_vectors(vectors, self.normalize)[0]:
-                self._guard.retry(encoded.sequences, vectors, np.zeros(1, np.int64))
+            sound = sound_vectors(vectors, self.normalize)[0]
+            if not sound and not len(self._guard.retry(encoded.sequences, vectors, np.zeros(1, np.int64))):
+                raise EngineError(f"the vector of the query {self.verdict}")
         return vectors[0]
 
     def embed_arrow(self, texts: "pa.Array | pa.ChunkedArray", *, dataset: str = "") -> pa.FixedSizeListArray:
@@ -452,6 +455,8 @@ class Embedder:
                         on_batch(len(computed.vectors))
                     started = time.perf_counter()
                 while open_windows:
+                    if not open_windows[0][1].done:
+                        raise EngineError(f"engine {self.engine.name!r} ended a stream of batches before its last one")
                     yield guarded()
             finally:
                 source.close()

@@ -1,6 +1,6 @@
 """Rows that an engine has failed on again and again: known, so that no run hangs or loses its engine over them again.
 
-In: rows of the snapshot of changes. Out: those to try, and those to set aside as they were.
+In: rows of the snapshot of changes. Out: those to try, and those to set aside, with what the quarantine has of them.
 """
 
 import pyarrow as pa
@@ -16,12 +16,14 @@ class GivenUp:
     def __init__(self, quarantine: Quarantine, partition_key: str, card: ModelCard, attempts: int) -> None:
         self._rows = quarantine.given_up(partition_key, card.fingerprint, attempts)
 
-    def part(self, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """`rows` (id, content_hash, ...) to try, and rows of the quarantine whose text is still the one that failed."""
+    def part(self, rows: pa.Table) -> tuple[pa.Table, pa.Table, pa.Table]:
+        """`rows` (id, content_hash, ...) to try; those whose text is still the one that failed; the quarantine's rows
+        of these."""
         if not self._rows.num_rows:
-            return rows, self._rows
+            return rows, rows.slice(0, 0), self._rows
         known, keys = _keys(self._rows), _keys(rows)
-        return rows.filter(pc.invert(pc.is_in(keys, known))), self._rows.filter(pc.is_in(known, keys))
+        failed = pc.is_in(keys, known)
+        return rows.filter(pc.invert(failed)), rows.filter(failed), self._rows.filter(pc.is_in(known, keys))
 
 
 def _keys(rows: pa.Table) -> pa.ChunkedArray:

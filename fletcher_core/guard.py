@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from fletcher_core.engines.bisection import run_around_failures
 from fletcher_core.engines.engine import Engine
 from fletcher_core.engines.failover import FailoverEngine
 from fletcher_core.engines.isolated import IsolatedEngine
@@ -39,6 +40,7 @@ class Guard:
         normalized: whether vectors are of unit length.
         engine: whose vectors are looked at. If many are wrong that another engine gets right, it is told so.
         load_second: makes the other engine, when it is first needed; None when there is none.
+        known_good: a batch that every engine must be able to compute.
 
     Attributes: `second`, the other engine once it is loaded.
     """
@@ -47,11 +49,14 @@ class Guard:
     _WRONG = 8
     _WRONG_SHARE = 0.1
 
-    def __init__(self, normalized: bool, engine: Engine, load_second: Callable[[], Engine] | None):
+    def __init__(
+        self, normalized: bool, engine: Engine, load_second: Callable[[], Engine] | None, known_good: TokenBatch
+    ):
         self.normalized = normalized
         self.second: Engine | None = None
         self._engine = engine
         self._load_second = load_second
+        self._known_good = known_good
 
     @property
     def verdict(self) -> str:
@@ -68,17 +73,17 @@ class Guard:
         """
         if self._load_second is None:
             return rows[:0]
+        rescued = [rows[:0]]
         try:
             second = self._ready_second(self._load_second)
             plan = [rows[part] for part in second.batching.plan(sequences.lengths[rows])]
-            rescued = []
-            for part, again in zip(plan, second.run((sequences.take(part) for part in plan), stop), strict=True):
-                sound = sound_vectors(again, self.normalized)
-                vectors[part[sound]] = again[sound]
+            batches = (sequences.take(part) for part in plan)
+            for part, again in zip(plan, run_around_failures(second, batches, self._known_good, stop), strict=True):
+                sound = sound_vectors(again.vectors, self.normalized)
+                vectors[part[sound]] = again.vectors[sound]
                 rescued.append(part[sound])
         except EngineError as error:
-            _LOG.warning("%d vectors are not sound and could not be computed again: %s", len(rows), error)
-            return rows[:0]
+            _LOG.warning("vectors that are not sound cannot be computed again: %s", error)
         found = np.sort(np.concatenate(rescued))
         _LOG.warning(
             "%d of %d vectors of engine %s were not sound; in float32 on another, %d of them are",

@@ -21,7 +21,7 @@ from fletcher_core.batching import WINDOW
 from fletcher_core.changes import Changes, detect_changes
 from fletcher_core.embedder import Embedder
 from fletcher_core.engines.failover import EngineHealth
-from fletcher_core.errors import ConfigError, RunCancelled, StoreLockedError
+from fletcher_core.errors import ConfigError, FletcherError, RunCancelled, StoreError, StoreLockedError
 from fletcher_core.given_up import GivenUp
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.longbow.sender import DeliveryReport, Sender, SenderSettings
@@ -193,6 +193,7 @@ class _Run:
     embedded: int = 0
     batched: int = 0
     retried: int = 0
+    untried: list[pa.Table] = field(default_factory=list)
     tokens: int = 0
     padded_tokens: int = 0
     timeline: list[tuple[float, float]] = field(default_factory=list)
@@ -250,8 +251,9 @@ class _Run:
                     due = time.perf_counter() - last_commit >= self.settings.commit_seconds
                     if due or sum(rows.num_rows for rows in pending) + WINDOW > self._segment_rows():
                         commit()
-            except (RunCancelled, KeyboardInterrupt):
-                if pending:  # finished work is kept, also when the run is asked to stop
+            except (FletcherError, KeyboardInterrupt) as error:
+                # Finished work is kept, also when the run is asked to stop. Where the store failed it cannot be.
+                if pending and not isinstance(error, StoreError):
                     commit()
                 raise
             finally:
@@ -260,6 +262,13 @@ class _Run:
                 commit()
             if writing is not None:
                 writing.result()
+        self._drop_untried()
+
+    def _drop_untried(self) -> None:
+        """Rows that were given up must not be found by what their text was before."""
+        for rows in self.untried:
+            self.quarantined += rows.num_rows
+            self._commit(delete_rows(rows.filter(rows["replaces"].is_valid()), self.generation.schema))
 
     def tidy(self) -> None:
         """Retire what this run made superfluous, and merge small files."""
@@ -358,10 +367,10 @@ class _Run:
         given_up = GivenUp(self.store.quarantine, self.partition.key, self.embedder.card, self.settings.max_attempts)
         started = time.perf_counter()
         for batch in self._snapshot():
-            rows, untried = given_up.part(pa.Table.from_batches([batch]))
+            rows, untried, known = given_up.part(pa.Table.from_batches([batch]))
             if untried.num_rows:
-                self.store.quarantine.keep(untried, run_id=self.run_id)
-                self.quarantined += untried.num_rows
+                self.store.quarantine.keep(known, run_id=self.run_id)
+                self.untried.append(untried.select(["id", "replaces"]))
             window = open_window(rows)
             texts = window.rows["text"].take(pa.array(window.unique))
             self.clock.busy("read", started, time.perf_counter())

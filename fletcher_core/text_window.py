@@ -95,8 +95,10 @@ class TextWindow:
                 sound[rescued] = True
                 self._failed = {row: said for row, said in self._failed.items() if not sound[row]}
         vectors = pool_chunks(self.vectors, texts, guard.normalized)
-        if vectors is not self.vectors:
-            sound = sound_vectors(vectors, guard.normalized)
+        if vectors is not self.vectors:  # a text is as sound as its chunks, and as their mean
+            of_all = np.ones(len(vectors), bool)
+            np.logical_and.at(of_all, texts.text_of, sound)
+            sound = of_all & sound_vectors(vectors, guard.normalized)
         return EmbeddedTexts(
             vectors=vectors,
             token_counts=texts.token_counts,

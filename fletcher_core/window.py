@@ -76,7 +76,9 @@ def finish_window(window: Window, result: EmbeddedTexts, embedder: Embedder, sch
         bad = rows.filter(pa.array(~good))
         outdated = delete_rows(bad.filter(bad["replaces"].is_valid()), schema)
         table = table.filter(pa.array(good))
-        table = pa.concat_tables([table, outdated.select(table.column_names).cast(table.schema)])
+        # Where no row of the snapshot has a null, its schema forbids them, and deletes have nothing but.
+        columns = pa.schema([field.with_nullable(True) for field in table.schema])
+        table = pa.concat_tables([table.cast(columns), outdated.select(table.column_names).cast(columns)])
     return FinishedWindow(table, _refused_rows(rows, reasons), int(cut[good].sum()))
 
 
@@ -96,7 +98,7 @@ def _refusals(result: EmbeddedTexts, embedder: Embedder) -> npt.NDArray[np.objec
     for at, said in result.failed.items():
         refused[at] = f"{ENGINE_FAILED}: the text cannot be computed: {said}"
     for text in result.invalid:
-        refused[text.row] = f"invalid_text: the text {text.reason}"
+        refused[text.row] = f"not_tokenized: the text {text.reason}"
     if embedder.encoder.long_text == "error":
         for row in np.flatnonzero(result.cut):
             refused[row] = (

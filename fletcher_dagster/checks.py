@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import dagster as dg
 import pyarrow as pa
 
+from fletcher_core.errors import ConfigError
+
 QUARANTINE = "quarantine"
 ROW_PARITY = "row_parity"
 
@@ -57,6 +59,8 @@ def check_results(
     Args:
         quarantine_limit: share of the rows, 0 to 1, above which a quarantine is an error; None: never.
     """
+    if quarantine_limit is not None and not 0 <= quarantine_limit <= 1:
+        raise ConfigError(f"quarantine_limit is {quarantine_limit}: it is a share of the rows, from 0 to 1")
     quarantined = [tally for tally in tallies if tally.quarantined.num_rows]
     rows = sum(tally.quarantined.num_rows for tally in tallies)
     share = rows / max(rows + sum(tally.embeddable for tally in tallies), 1)

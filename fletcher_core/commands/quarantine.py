@@ -57,10 +57,15 @@ def _print(rows: pa.Table, options: argparse.Namespace) -> None:
     for record in records:
         where = f" in {record['partition_key']}" if record["partition_key"] else ""
         message = record["message"] if len(record["message"]) <= _WIDTH else record["message"][: _WIDTH - 3] + "..."
-        print(f"{record['id']}{where}  {record['reason']}  {_tries(record['attempts'])}  {message}")
+        print(_printable(f"{record['id']}{where}  {record['reason']}  {_tries(record['attempts'])}  {message}"))
     counts = rows.group_by("reason").aggregate([("id", "count")]).sort_by("reason").to_pylist()
     summary = ", ".join(f"{count['id_count']} {count['reason']}" for count in counts)
     print(f"{len(records)} rows in the quarantine of {options.collection!r}" + (f": {summary}" if summary else ""))
+
+
+def _printable(line: str) -> str:
+    """Ids and messages come out of the data: no line of theirs breaks ours, and none speaks to the terminal."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
 
 
 def _tries(attempts: int) -> str:

@@ -44,6 +44,7 @@ def run_around_failures(
                 yield Computed(vectors)
             return
         except EngineError:
+            source.check()
             # Any of those in flight may be the cause: each is run on its own.
             for batch in source.take():
                 yield _bisected(engine, batch, known_good, stop)

@@ -117,20 +117,20 @@ class FailoverEngine:
                         self._see_to_distrust()
                 return
             except EngineLost as error:
+                source.check()
                 self._primary_failed(error)
+                # What it had in flight is not tried on it again: it may be what it fails on.
+                yield from self._with_standby(source.take(), stop)
             except EngineError as error:
-                self._refusals += 1
-                if self._refusals >= _REFUSALS:
-                    self._primary_failed(error)
-                else:
-                    self._note(failed=self.health.failed + 1, last_failure=str(error))
-                    _LOG.warning("engine %s failed, another computes these batches: %s", self.name, error)
-            # What it had in flight is not tried on it again: it may be what it fails on.
-            yield from self._with_standby(source.take(), stop)
+                source.check()
+                yield from self._with_standby(source.take(), stop)
+                # Had the other one refused them too, it would have been the batches' fault.
+                self._refused(error)
 
     def distrust(self, reason: str) -> None:
         """Whoever looked at the vectors says that the first engine computes wrong ones: it is started anew."""
-        self._distrusted = reason
+        if not self.health.standing_in:  # else they may be of the other engine, or known to be of a lost one
+            self._distrusted = reason
 
     def close(self) -> None:
         """End the engines' processes, and the attempts to start one."""
@@ -138,6 +138,14 @@ class FailoverEngine:
         for engine in (self.primary, self._standby):
             if isinstance(engine, IsolatedEngine):
                 engine.close()
+
+    def _refused(self, error: EngineError) -> None:
+        self._refusals += 1
+        if self._refusals >= _REFUSALS:
+            self._primary_failed(error)
+        else:
+            self._note(failed=self.health.failed + 1, last_failure=str(error))
+            _LOG.warning("engine %s failed, another computed these batches: %s", self.name, error)
 
     def _see_to_distrust(self) -> None:
         reason, self._distrusted = self._distrusted, ""
@@ -225,7 +233,7 @@ class FailoverEngine:
         if self._closing.is_set():
             self.primary.close()
             return None
-        self._well_since = time.monotonic()
+        self._well_since, self._distrusted = time.monotonic(), ""
         self._note(taken_back=self.health.taken_back + 1, standing_in=False)
         _LOG.info("engine %s is well again", self.name)
         return None

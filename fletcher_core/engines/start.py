@@ -11,9 +11,9 @@ from typing import Literal, get_args
 
 from fletcher_core.engines.engine import Engine
 from fletcher_core.engines.failover import FailoverEngine
-from fletcher_core.engines.isolated import EngineLost, IsolatedEngine
+from fletcher_core.engines.isolated import IsolatedEngine
 from fletcher_core.engines.spec import EngineSpec
-from fletcher_core.errors import ConfigError
+from fletcher_core.errors import ConfigError, EngineError
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def start_engine(spec: EngineSpec, isolation: Isolation = "auto") -> Engine:
 
     Raises:
         ConfigError: unknown isolation; otherwise as `EngineSpec.load`.
-        EngineLost: the worker ended or hung, and "auto" was not free to take a CPU engine instead.
+        EngineError: the engine failed, or its process was lost, and "auto" was not free to take a CPU engine instead.
     """
     if isolation not in get_args(Isolation):
         raise ConfigError(f"isolation is {isolation!r}; choose one of {', '.join(get_args(Isolation))}")
@@ -41,14 +41,15 @@ def start_engine(spec: EngineSpec, isolation: Isolation = "auto") -> Engine:
         return spec.load()
     try:
         primary = IsolatedEngine(spec)
-    except EngineLost as error:
+    except EngineError as error:
         if spec.choice != "auto":
             raise
         _LOG.warning("the GPU engine does not start, the CPU engine takes over: %s", error)
         return replace(spec, choice="cpu").load()
-    if isolation == "auto" and primary.name != "mlx":  # there is no GPU after all
+    if isolation == "auto" and primary.name != "mlx":  # there is no GPU after all, or none that runs this model
         primary.close()
-        return spec.load()
+        return replace(spec, choice="cpu").load()
+    primary.insist()
     standby = _standby(spec, primary.name)
     return FailoverEngine(primary, lambda: IsolatedEngine(standby))
 

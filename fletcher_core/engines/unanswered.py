@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator
 
+from fletcher_core.errors import EngineError
 from fletcher_core.tokens import TokenBatch
 
 
@@ -12,13 +13,23 @@ class Unanswered:
     def __init__(self, batches: Iterable[TokenBatch]) -> None:
         self._source = iter(batches)
         self._waiting: deque[TokenBatch] = deque()
+        self._failure: EngineError | None = None
 
     def batches(self) -> Iterator[TokenBatch]:
         """Those without an answer, then new ones. For one engine's `run`, until that ends."""
         yield from list(self._waiting)
-        for batch in self._source:
-            self._waiting.append(batch)
-            yield batch
+        try:
+            for batch in self._source:
+                self._waiting.append(batch)
+                yield batch
+        except EngineError as error:
+            self._failure = error
+            raise
+
+    def check(self) -> None:
+        """After `run` raised an EngineError: raises it again if it was not the engine's but the source's."""
+        if self._failure is not None:
+            raise self._failure
 
     def answered(self) -> TokenBatch:
         """The vectors of the oldest have come: that batch."""

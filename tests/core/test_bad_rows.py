@@ -19,7 +19,7 @@ from fletcher_core.engines import EngineSpec
 from fletcher_core.engines.bisection import run_around_failures
 from fletcher_core.engines.failover import FailoverEngine, ProbeIntervals
 from fletcher_core.engines.isolated import IsolatedEngine
-from fletcher_core.errors import EngineError, InputError
+from fletcher_core.errors import EngineError, InputError, StoreError
 from fletcher_core.pipeline import materialize
 from fletcher_core.sources import DuckDBTable
 from fletcher_core.stop import NEVER, Stop
@@ -152,6 +152,52 @@ def test_a_row_that_fails_again_and_again_is_not_tried_for_ever(
     assert quarantined(store) == []
 
 
+@pytest.mark.parametrize("tags", [(), ("tag",)])
+@pytest.mark.parametrize("changed", ["id = 17", "true"])
+def test_a_row_that_was_stored_and_is_refused_now_leaves_the_store(
+    minilm: Embedder, store: VectorStore, tmp_path: Path, tags: tuple[str, ...], changed: str
+) -> None:
+    """Whatever columns the snapshot has, and whether all rows of it changed or one."""
+    database = tmp_path / "tagged.duckdb"
+    with duckdb.connect(str(database)) as connection:
+        connection.execute(
+            "CREATE TABLE notes AS SELECT range AS id, 'fine ' || range AS text, 'x' AS tag FROM range(20)"
+        )
+    source = DuckDBTable(database, "notes", metadata_columns=tags)
+    materialize(source, embedder=minilm, store=store)
+    with duckdb.connect(str(database)) as connection:
+        connection.execute(
+            f"UPDATE notes SET text = CASE id WHEN 17 THEN '{POISON}' ELSE text || '!' END WHERE {changed}"
+        )
+    picky = with_engine(minilm, PickyEngine(minilm.engine, {token_of(minilm, POISON)}))
+    report = materialize(source, embedder=picky, store=store)
+    assert (report.quarantined, report.rows_in_store) == (1, 19)
+    assert "17" not in stored(store)
+    assert quarantined(store) == [("17", "engine_failed")]
+
+
+def test_a_row_that_was_given_up_is_not_found_by_its_old_text(
+    minilm: Embedder, table: DuckDBTable, store: VectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with duckdb.connect(str(table.database)) as connection:
+        connection.execute("UPDATE notes SET text = 'good at first' WHERE id = 17")
+    materialize(table, embedder=minilm, store=store)
+    with duckdb.connect(str(table.database)) as connection:
+        connection.execute("UPDATE notes SET text = ? WHERE id = 17", [POISON])
+    picky = with_engine(minilm, PickyEngine(minilm.engine, {token_of(minilm, POISON)}))
+    with monkeypatch.context() as patch:  # the quarantine is written, and then the run ends
+        patch.setattr(
+            "fletcher_core.pipeline._Run._commit", lambda run, rows: (_ for _ in ()).throw(StoreError("full"))
+        )
+        for _ in range(3):
+            with pytest.raises(StoreError, match="full"):
+                materialize(table, embedder=picky, store=store)
+    assert "17" in stored(store)
+    report = materialize(table, embedder=picky, store=store)
+    assert (report.embedded, report.quarantined) == (0, 1)
+    assert "17" not in stored(store)
+
+
 def test_a_call_names_the_text_that_the_engine_fails_on(minilm: Embedder) -> None:
     """Peers' defect 1: after an exception in the forward pass infinity's worker is gone, and callers wait for ever."""
     picky = with_engine(minilm, PickyEngine(minilm.engine, {token_of(minilm, POISON)}))
@@ -201,11 +247,13 @@ def test_a_broken_other_engine_is_no_reason_to_fail(minilm: Embedder, table: Duc
     assert (report.quarantined, report.rows_in_store) == (1, 49)
 
 
-class Panic(BaseException):
+class PanicException(BaseException):
     """What a panic in Rust code looks like: no Exception."""
 
 
-@pytest.mark.parametrize("failure", [Panic("index out of bounds"), ValueError("bad"), MemoryError("no memory")])
+@pytest.mark.parametrize(
+    "failure", [PanicException("index out of bounds"), ValueError("bad"), MemoryError("no memory")]
+)
 def test_a_text_that_the_tokenizer_fails_on_is_quarantined(
     minilm: Embedder, table: DuckDBTable, store: VectorStore, failure: BaseException
 ) -> None:
@@ -224,7 +272,7 @@ def test_a_text_that_the_tokenizer_fails_on_is_quarantined(
     report = materialize(table, embedder=fragile, store=store)
     assert (report.quarantined, report.rows_in_store) == (1, 49)
     (row,) = store.quarantine.read().to_pylist()
-    assert (row["id"], row["reason"]) == ("17", "invalid_text")
+    assert (row["id"], row["reason"]) == ("17", "not_tokenized")
     assert row["message"] == f"the text cannot be tokenized: {type(failure).__name__}: {failure}"
     with pytest.raises(InputError, match="text 1 cannot be tokenized"):
         fragile.embed(["fine", POISON])
@@ -294,3 +342,70 @@ def test_the_command_lists_the_quarantine_and_has_rows_tried_again(
     assert capsys.readouterr().out == "1 rows are tried again by the next run\n"
     assert main(["quarantine", "list", *where]) == 0
     assert "to be tried again" in capsys.readouterr().out
+
+
+def test_one_text_that_kills_the_other_engine_too_costs_the_others_nothing(minilm: Embedder) -> None:
+    texts = [f"text {number}" for number in range(40)]
+    texts[7] = POISON
+    poison, common = token_of(minilm, POISON), token_of(minilm, "text")
+    flawed = PickyEngine(minilm.engine, {poison, common}, flaw=np.nan)
+    second = PickyEngine(minilm.engine, {poison})
+    embedder = with_engine(minilm, flawed, lambda: second)
+    ((_, result),) = embedder.stream([(None, texts)])
+    assert np.flatnonzero(~result.sound).tolist() == [7]
+    assert result.retried == 39
+
+
+def test_a_broken_chunk_makes_its_text_unsound(minilm: Embedder) -> None:
+    chunked = Embedder.load(engine="openvino", precision="fp32", long_text="chunk", max_length=16, chunk_overlap=2)
+    long = " ".join(["weather"] * 20 + [POISON] + ["weather"] * 20)
+    flawed = with_engine(chunked, PickyEngine(chunked.engine, {token_of(minilm, POISON)}, flaw=0.0))
+    ((_, result),) = flawed.stream([(None, ["fine", long])])
+    assert result.sound.tolist() == [True, False]
+
+
+def test_a_query_without_a_sound_vector_is_an_error(minilm: Embedder) -> None:
+    flawed = with_engine(minilm, PickyEngine(minilm.engine, {token_of(minilm, POISON)}, flaw=np.nan))
+    with pytest.raises(EngineError, match="the vector of the query is not finite or has no length"):
+        flawed.embed_query(POISON)
+
+
+def test_a_tokenizer_that_fails_on_everything_blames_no_text(
+    minilm: Embedder, table: DuckDBTable, store: VectorStore
+) -> None:
+    tokenizer = minilm.encoder.tokenizer
+
+    class Exhausted:
+        name, prefix, suffix = tokenizer.name, tokenizer.prefix, tokenizer.suffix
+        works = True
+
+        def encode(self, texts: Any, **arguments: Any) -> Any:
+            if not self.works:
+                raise MemoryError("no memory")
+            return tokenizer.encode(texts, **arguments)
+
+    exhausted = Exhausted()
+    encoder = TextEncoder(exhausted, minilm.encoder.max_length, "truncate", 0)
+    embedder = Embedder(minilm.package, minilm.engine, encoder, encoder, minilm.card, True)
+    exhausted.works = False
+    with pytest.raises(MemoryError, match="no memory"):
+        materialize(table, embedder=embedder, store=store)
+    assert quarantined(store) == []
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_engine_error_of_whoever_makes_the_batches_is_not_the_engines(minilm: Embedder, wrapped: bool) -> None:
+    def texts() -> Iterator[tuple[None, list[str]]]:
+        yield None, ["one", "two"]
+        raise EngineError("another engine, asked for these texts")
+
+    engine: Any = minilm.engine
+    if wrapped:
+        spec = EngineSpec(str(minilm.package.folder), "minilm", "openvino", "fp32", True, 384, threads=1)
+        engine = FailoverEngine(IsolatedEngine(spec), lambda: IsolatedEngine(spec), ProbeIntervals(60.0))
+    embedder = with_engine(minilm, engine)
+    with pytest.raises(EngineError, match="another engine, asked for these texts"):
+        list(embedder.stream(texts(), ahead=0))
+    assert embedder.health.failed == 0
+    if wrapped:
+        embedder.close()

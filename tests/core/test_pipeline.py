@@ -212,7 +212,7 @@ def test_a_row_whose_text_is_no_unicode_is_quarantined_and_the_others_go_on(
     assert (report.quarantined, report.rows_in_store) == (1, 29)
     (row,) = store.quarantine.read().to_pylist()
     assert (row["reason"], row["message"].split(":")[0]) == (
-        "invalid_text",
+        "not_tokenized",
         "the text is not valid UTF-8 from byte 1 on",
     )
     assert report.tokenizer == minilm.encoder.tokenizer.name

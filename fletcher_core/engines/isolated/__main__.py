@@ -50,14 +50,14 @@ class Worker:
             }
         )
         while True:
-            if self._inbox.get()["kind"] == "begin":
-                self._stream(engine)
+            if (message := self._inbox.get())["kind"] == "begin":
+                self._stream(engine, message["stream"])
 
     def send(self, message: Message) -> None:
         with self._sending:
             self._messages.send(message)
 
-    def _stream(self, engine: Engine) -> None:
+    def _stream(self, engine: Engine, stream: int) -> None:
         self._cancelled.clear()
         places: deque[Place] = deque()
         over = False
@@ -77,17 +77,18 @@ class Worker:
                 place = places.popleft()
                 memory = self._arena.memory(place.offset + place.size(engine.dimension))
                 place.vectors(memory, engine.dimension)[:] = vectors
-                self.send({"kind": "done", "offset": place.offset, "batching": vars(engine.batching)})
+                answer = {"kind": "done", "stream": stream, "offset": place.offset}
+                self.send({**answer, "batching": vars(engine.batching)})
         except RunCancelled:
             pass  # the parent knows: it said so
         except Closed:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the parent decides what becomes of the batches
             words = str(error) if isinstance(error, FletcherError) else f"{type(error).__name__}: {error}"
-            self.send({"kind": "failed", "message": words})
+            self.send({"kind": "failed", "stream": stream, "message": words})
         while not over:
             over = self._inbox.get()["kind"] in ("end", "stop")
-        self.send({"kind": "over"})
+        self.send({"kind": "over", "stream": stream})
 
     def _read(self) -> None:
         try:

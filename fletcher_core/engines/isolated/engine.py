@@ -8,7 +8,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -100,12 +100,17 @@ class IsolatedEngine:
         self.ahead: int = ready["ahead"]
         self._batching = _batching(ready)
         self._slots = [Slot(0, 0) for _ in range(self.ahead + 2)]  # one more than `run` fills, for a check
+        self._stream = 0  # number of the last one, so that no answer is ever taken for another's
         self._rate = 0.0  # computed tokens a second
         self._last_done = 0.0
         self._checked_at = time.monotonic()
         self._process = process
         (vectors,) = self.run([self.check_batch])
         self._compare(vectors)
+
+    def insist(self) -> None:
+        """Be this engine, and no other that `choice="auto"` may lead to, whenever it is started again."""
+        self.spec = replace(self.spec, choice=self.name)  # type: ignore[arg-type]
 
     @property
     def is_alive(self) -> bool:
@@ -138,27 +143,30 @@ class IsolatedEngine:
         if process is None:
             raise EngineLost(f"the process of engine {self.name!r} has ended")
         flying: deque[_Sent] = deque()
-        over = False
-        greeting: list[Message] = [{"kind": "begin"}]
+        over = begun = False
+        self._stream += 1
         try:
             for batch, is_check in self._with_checks(batches):
                 stop.check()
                 if len(flying) > self.ahead:
                     yield from self._collect(process, flying, stop)
-                message = self._place(process, flying, batch, is_check)
-                process.send(*greeting, message)
-                greeting = []
-            process.send(*greeting, {"kind": "end"})
-            while flying:
-                yield from self._collect(process, flying, stop)
-            self._hear_over(process)
+                messages = [self._place(process, flying, batch, is_check)]
+                if not begun:
+                    begun = True  # before it is: an interrupt may come at any instruction
+                    messages.insert(0, {"kind": "begin", "stream": self._stream})
+                process.send(*messages)
+            if begun:
+                process.send({"kind": "end"})
+                while flying:
+                    yield from self._collect(process, flying, stop)
+                self._hear_over(process, self.supervision.hang_floor)
             over = True
         except EngineLost:
             self.close()
             over = True
             raise
         finally:
-            if not over and not greeting:  # the worker knows of the stream
+            if not over and begun:
                 self._interrupt(process, flying)
 
     def _with_checks(self, batches: Iterable[TokenBatch]) -> Iterator[tuple[TokenBatch, bool]]:
@@ -193,8 +201,11 @@ class IsolatedEngine:
                 f"engine {self.name!r} on {self.device} has been silent for {time.monotonic() - asked:.1f} s over a "
                 f"batch of {oldest.place.sequences} texts: it hangs"
             )
+        self._check_stream(message)
         if message["kind"] == "failed":
             raise EngineError(message["message"])
+        if message["kind"] != "done" or message["offset"] != oldest.place.offset:
+            raise EngineLost(f"engine {self.name!r} answers out of step: {message['kind']}")
         began, self._last_done = max(oldest.at, self._last_done), time.monotonic()
         self._learn(oldest.computed / max(self._last_done - began, 1e-6))
         self._batching = _batching(message)
@@ -215,10 +226,15 @@ class IsolatedEngine:
                 return message
             stop.check()
 
-    def _hear_over(self, process: WorkerProcess) -> None:
+    def _check_stream(self, message: Message) -> None:
+        if message.get("stream") != self._stream:
+            raise EngineLost(f"engine {self.name!r} answers out of step: to stream {message.get('stream')}")
+
+    def _hear_over(self, process: WorkerProcess, patience: float) -> None:
         """The last word of a stream, after all its vectors."""
-        deadline = time.monotonic() + self.supervision.hang_floor
+        deadline = time.monotonic() + patience
         while (message := process.receive(deadline)) is not None:
+            self._check_stream(message)
             if message["kind"] == "over":
                 return
         raise EngineLost(f"engine {self.name!r} on {self.device} does not end a stream: it hangs")
@@ -228,9 +244,12 @@ class IsolatedEngine:
         self._slots += [sent.slot for sent in flying]
         try:
             process.send({"kind": "stop"})
-            self._hear_over(process)
+            self._hear_over(process, sum((self._limit(sent.computed) for sent in flying), self.supervision.hang_floor))
         except EngineLost:
             self.close()
+        except BaseException:  # interrupted again: what the worker still says would be taken for the next stream's
+            self.close()
+            raise
 
     def _limit(self, computed: int) -> float:
         """Seconds that a batch may take."""

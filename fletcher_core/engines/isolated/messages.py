@@ -27,6 +27,8 @@ class Messages:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._received = bytearray()
+        self._waiting = select.poll()  # unlike select(), for files of any number
+        self._waiting.register(connection, select.POLLIN)
 
     def send(self, *messages: Message) -> None:
         """Send all of them at once. Raises `Closed`."""
@@ -39,11 +41,11 @@ class Messages:
     def receive(self, timeout: float | None = None) -> Message | None:
         """The next message; None when none came for `timeout` seconds. Raises `Closed`."""
         while (message := self._next()) is None:
-            if timeout is not None and not select.select([self._connection], [], [], timeout)[0]:
-                return None
             try:
+                if timeout is not None and not self._waiting.poll(1000 * timeout):
+                    return None
                 data = self._connection.recv(1 << 16)
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 raise Closed from error
             if not data:
                 raise Closed

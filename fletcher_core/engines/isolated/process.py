@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from dataclasses import asdict
+from multiprocessing import spawn
 from pathlib import Path
 from typing import IO
 
@@ -39,19 +40,24 @@ class WorkerProcess:
     """
 
     def __init__(self, spec: EngineSpec, patience: float) -> None:
-        self.arena = Arena()
-        ours, theirs = socket.socketpair()
-        self._messages = Messages(ours)
         try:
-            self._process = _start(theirs.fileno(), self.arena.descriptor)
-        finally:
-            theirs.close()
+            self.arena = Arena()
+        except OSError as error:
+            raise EngineLost(f"no memory can be shared with an engine's process: {error}") from error
         self._words = bytearray()
+        try:
+            ours, theirs = socket.socketpair()
+            with theirs:
+                self._messages = Messages(ours)
+                self._process = _start(theirs.fileno(), self.arena.descriptor)
+        except OSError as error:
+            self.arena.close()
+            raise EngineLost(f"the engine's process cannot be started: {error}") from error
+        self.end = weakref.finalize(self, _end, self._process, self._messages, self.arena)
         assert self._process.stderr is not None
         listening = (self._process.stderr, self._words)
         self._listener = threading.Thread(target=_listen, args=listening, name="fletcher-worker-words", daemon=True)
         self._listener.start()
-        self.end = weakref.finalize(self, _end, self._process, self._messages, self.arena)
         self.send({"kind": "load", "spec": asdict(spec)})
         ready = self.receive(time.monotonic() + patience)
         if ready is None:
@@ -114,10 +120,18 @@ class WorkerProcess:
 def _start(connection: int, memory: int) -> "subprocess.Popen[bytes]":
     # What can be imported here can be there, in the same order; nothing from the folder that we happen to be in (-P).
     sources = str(Path(fletcher_core.__file__).resolve().parents[1])
-    path = os.pathsep.join(dict.fromkeys([*filter(None, sys.path), sources]))
+    path = os.pathsep.join(dict.fromkeys([*(entry for entry in sys.path if entry and isinstance(entry, str)), sources]))
     level = logging.getLogger("fletcher_core").getEffectiveLevel()
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "fletcher_core.engines.isolated", str(connection), str(memory), str(level)],
+        [
+            os.fsdecode(spawn.get_executable()),
+            "-P",
+            "-m",
+            "fletcher_core.engines.isolated",
+            str(connection),
+            str(memory),
+            str(level),
+        ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

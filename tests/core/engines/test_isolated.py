@@ -2,7 +2,9 @@
 
 import json
 import os
+import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -95,13 +97,13 @@ def test_batches_of_very_different_sizes_share_the_arena(isolated: IsolatedEngin
 def test_a_stream_given_up_halfway_leaves_the_worker_fit_for_the_next(
     isolated: IsolatedEngine, expected: np.ndarray
 ) -> None:
+    pid = isolated.pid
     for taken in (0, 1, 3):
         stream = isolated.run(iter(batches(30)))
         for _ in range(taken):
             next(stream)
         stream.close()
         assert np.array_equal(vectors_of(isolated, batches(30)), expected)
-    pid = isolated.pid
     assert isolated.pid == pid  # it was not ended for it
 
 
@@ -185,6 +187,78 @@ def test_nothing_is_imported_from_the_folder_that_a_program_runs_in(
     IsolatedEngine(spec, QUICK).close()
 
 
+def test_an_interrupt_while_a_stream_is_being_stopped_mixes_up_no_answers(
+    isolated: IsolatedEngine, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by Ctrl-C twice in a notebook."""
+    stream = isolated.run(iter(batches(30)))
+    next(stream)
+    with monkeypatch.context() as patch:
+        patch.setattr(isolated, "_hear_over", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            stream.close()
+    assert not isolated.is_alive
+    isolated.restart()
+    assert np.array_equal(vectors_of(isolated, batches(30)), expected)
+
+
+def test_an_interrupt_right_after_the_first_batch_went_out_mixes_up_no_answers(
+    isolated: IsolatedEngine, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = isolated._process
+    assert process is not None
+    send = process.send
+
+    def interrupted(*messages: Any) -> None:
+        send(*messages)
+        if messages[0]["kind"] == "begin":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "send", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(isolated.run(iter(batches(30, seed=5))))
+    assert np.array_equal(vectors_of(isolated, batches(30)), expected)
+
+
+def test_answers_to_another_stream_are_not_taken(isolated: IsolatedEngine) -> None:
+    isolated._stream += 1
+    stream = isolated.run(iter(batches(3)))
+    assert isolated._process is not None
+    receive = isolated._process.receive
+    isolated._process.receive = lambda *given: {**(receive(*given) or {}), "stream": 1}  # type: ignore[method-assign]
+    with pytest.raises(EngineLost, match="answers out of step: to stream 1"):
+        list(stream)
+
+
+def test_a_process_with_many_open_files_has_workers(spec: EngineSpec) -> None:
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < 1500:
+        pytest.skip("this machine allows too few open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limit, 1500), most))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        IsolatedEngine(spec, QUICK).close()
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+
+
+def test_a_process_that_cannot_be_started_is_a_lost_engine(spec: EngineSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: (_ for _ in ()).throw(OSError("out of processes")))
+    for _ in range(3):
+        with pytest.raises(EngineLost, match="the engine's process cannot be started: out of processes"):
+            IsolatedEngine(spec, QUICK)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_paths_of_any_kind_may_stand_in_the_import_path(spec: EngineSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.path", [*sys.path, Path("src"), ""])
+    IsolatedEngine(spec, QUICK).close()
+
+
 def test_an_engine_that_raises_is_not_lost(broken: Any) -> None:
     engine = IsolatedEngine(broken(exception=7), QUICK)
     with pytest.raises(EngineError, match="chaos: the engine has a defect") as raised:
@@ -217,9 +291,11 @@ def test_the_worker_ends_with_its_parent(spec: EngineSpec, tmp_path: Path) -> No
     read, write = os.pipe()
     child = os.fork()
     if child == 0:  # a parent of its own, which is then killed
-        engine = IsolatedEngine(spec, QUICK)
-        os.write(write, str(engine.pid).encode())
-        os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            engine = IsolatedEngine(spec, QUICK)
+            os.write(write, str(engine.pid).encode())
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
     worker = int(os.read(read, 20))
     os.waitpid(child, 0)
     deadline = time.monotonic() + 10
@@ -279,6 +355,37 @@ def test_an_engine_that_stays_ill_is_tried_after_growing_intervals(
     while engine.health.standing_in:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    engine.close()
+
+
+def test_another_engine_in_the_place_of_the_first_is_not_taken_for_it(
+    spec: EngineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a GPU does not come up again and `auto` leads to the CPU."""
+    monkeypatch.setattr("fletcher_core.engines.start._may_run_on_gpu", lambda _: False)
+    engine = start_engine(replace(spec, choice="cpu"), "process")
+    assert isinstance(engine, FailoverEngine)
+    assert engine.primary.spec.choice == engine.name
+    engine.close()
+
+
+def test_a_batch_that_no_engine_computes_is_no_reason_to_replace_the_first(broken: Any) -> None:
+    batch = TokenBatch(np.array([5, 1000, 6], np.int32), cumulative(np.array([3])))
+    refusing = broken(refused=1000)
+    engine = failover(refusing, refusing)
+    for _ in range(5):
+        with pytest.raises(EngineError, match="chaos: this text is refused"):
+            list(engine.run([batch]))
+    assert not engine.health.standing_in
+    engine.close()
+
+
+def test_distrust_of_vectors_that_the_first_engine_did_not_compute_is_nothing(broken: Any, spec: EngineSpec) -> None:
+    engine = failover(broken(abort=9), spec)
+    vectors_of(engine, batches(30))
+    assert engine.health.standing_in
+    engine.distrust("these were the other engine's")
+    assert not engine._distrusted
     engine.close()
 
 
