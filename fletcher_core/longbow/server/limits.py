@@ -76,8 +76,13 @@ class Limits:
         """Raises ArrowInvalid for a put with too many columns, too long names or too long vectors."""
         if len(schema) > self.columns:
             refuse(f"the put has {len(schema)} columns", self.columns)
+        try:
+            names = schema.names
+        except UnicodeDecodeError as error:
+            raise pa.ArrowInvalid("the name of a column is not valid UTF-8") from error
+        for name in names:
+            self.check_name(name, "a column")
         for column in schema:
-            self.check_name(column.name, "a column")
             if pa.types.is_fixed_size_list(column.type) and column.type.list_size > self.dimension:
                 refuse(f"column {column.name!r} has dimension {column.type.list_size}", self.dimension)
         if (size := schema.serialize().size) > self.schema_bytes:
