@@ -90,7 +90,7 @@ def reconcile(
     found = _compare(generation, client, say)
     report = ReconcileReport(
         dataset=generation.name,
-        target=client.address.data,
+        target=client.address.target,
         segments=len(found.segments),
         rows=len(found.live),
         on_server=len(found.ids),
@@ -102,7 +102,7 @@ def reconcile(
     )
     if dry_run:
         return _with_index(report, found, client, 0.0)
-    _mark_missing(generation, client.address.data, found)
+    _mark_missing(generation, client.address.target, found)
     sender_settings = replace(settings or SenderSettings(), retire_stale=False, raise_on_failure=True)
     with Sender(generation, client, sender_settings) as sender:
         delivery = drain(sender, timeout=timeout, progress=lambda report: say(f"{report.rows_sent} rows sent"))

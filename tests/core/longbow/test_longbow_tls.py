@@ -18,7 +18,9 @@ from certificates import Authority
 
 from fletcher_core.errors import ConfigError, LongbowRejected, LongbowUnavailable
 from fletcher_core.longbow import Credentials, LongbowAddress, LongbowClient, LongbowSettings, Sender
+from fletcher_core.longbow.drain import drain
 from fletcher_core.longbow.handshake import explain_refusals
+from fletcher_core.longbow.reconcile import reconcile
 from fletcher_core.longbow.server import LongbowServer, ServerTls
 
 ROWS = pa.table({"id": np.array([1, 2], np.uint64), "vector": pa.array([[1.0, 0], [0, 1]], pa.list_(pa.float32(), 2))})
@@ -83,6 +85,24 @@ def test_a_sender_delivers_over_tls(tmp_path: Path, ours: Authority, pair: tuple
         sender.close()
         assert report.is_complete
         assert client.scan(collection.generation.name).num_rows == 2
+
+
+def test_reconcile_sends_over_tls_what_the_server_lost(
+    tmp_path: Path, ours: Authority, pair: tuple[Path, Path], collection: Any
+) -> None:
+    collection.write(upserts=["a", "b"])
+    generation = collection.generation
+    with serving(tmp_path, ServerTls(*pair)) as address, connect(address, tls_ca=ours.certificate) as client:
+        with Sender(generation, client) as sender:
+            assert drain(sender, timeout=20).is_complete
+        rows = client.scan(generation.name)
+        client.delete_dataset(generation.name)
+        foreign = rows.set_column(0, "id", pa.array([1_000_000, 1_000_001], pa.uint64()))
+        client.put(generation.name, foreign)  # as many rows as the ledger counts: only their ids tell
+        report = reconcile(generation, client)
+        assert (report.missing, report.sent, report.balances) == (2, 2, True)
+        assert report.target == address.target
+        assert generation.manifest.deliveries(address.data, generation.name) == []
 
 
 def test_a_server_of_another_authority_is_not_trusted(
