@@ -181,7 +181,7 @@ class _Comparison:
 
 
 def _compare(generation: Generation, client: LongbowClient, say: Callable[[str], None]) -> _Comparison:
-    """Read the server's ids, and then what is live: a row that a run adds meanwhile is never taken for outdated."""
+    """Read the server's ids, and then what is live: a row that a run adds meanwhile counts neither here nor there."""
     segments = generation.segments()
     ids_only = _patiently(client.readiness, client).scan_columns
     labels = [segment.label for segment in segments]
@@ -200,7 +200,8 @@ def _compare(generation: Generation, client: LongbowClient, say: Callable[[str],
         say(f"{place + 1} of {len(ranges)} parts of the server's rows compared")
     found = _Comparison(segments, live_sequences(generation), np.concatenate(ids), np.concatenate(blocks))
     committed_before = found.holders(found.live) >= 0
-    return replace(found, live=found.live[committed_before])
+    late = np.isin(found.ids, found.live[~committed_before])
+    return replace(found, live=found.live[committed_before], ids=found.ids[~late], blocks=found.blocks[~late])
 
 
 def _mark_missing(generation: Generation, target: str, found: _Comparison) -> None:

@@ -135,6 +135,28 @@ def test_rows_of_segments_that_the_store_no_longer_has_are_deleted_but_for_one_a
     assert len(visible(collection, client)) == 7
 
 
+def test_rows_that_a_run_commits_and_delivers_meanwhile_are_left_alone(
+    delivered: Any, client: LongbowClient, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labelled_ids, calls = client.labelled_ids, 0
+
+    def read_while_a_run_goes_on(*arguments: Any, **options: Any) -> pa.Table:
+        nonlocal calls
+        calls += 1
+        if calls in (2, 4):  # the last parts of both comparisons
+            delivered.write([f"late {calls} {n}" for n in range(5)])
+            with connect() as other, Sender(delivered.generation, other, QUICK) as sender:
+                assert drain(sender, timeout=20).is_complete
+        return labelled_ids(*arguments, **options)
+
+    monkeypatch.setattr(client, "labelled_ids", read_while_a_run_goes_on)
+    report = reconcile(delivered.generation, client, settings=QUICK)
+    assert (report.rows, report.on_server, report.unknown, report.balances) == (48, 54, 0, True)
+    assert visible(delivered, client) == sorted(delivered.live.values())
+    assert calls == 4
+    assert len(delivered.live) == 58
+
+
 def test_copies_and_compacted_rows_are_told_apart(server: Any, delivered: Any, client: LongbowClient) -> None:
     label = delivered.generation.segments()[3].label
     client.put(delivered.generation.name, client.scan(delivered.generation.name, [("segment", "=", label)]))
