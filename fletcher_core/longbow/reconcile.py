@@ -103,7 +103,7 @@ def reconcile(
     if dry_run:
         return _with_index(report, found, client, 0.0)
     _mark_missing(generation, client.address.target, found)
-    sender_settings = replace(settings or SenderSettings(), retire_stale=False, raise_on_failure=True)
+    sender_settings = replace(settings or SenderSettings(), raise_on_failure=True)
     with Sender(generation, client, sender_settings) as sender:
         delivery = drain(sender, timeout=timeout, progress=lambda report: say(f"{report.rows_sent} rows sent"))
     found = _compare(generation, client, say)

@@ -157,6 +157,29 @@ def test_rows_that_a_run_commits_and_delivers_meanwhile_are_left_alone(
     assert len(delivered.live) == 58
 
 
+@pytest.mark.parametrize("extended", [True, False])
+def test_a_reconcile_that_is_interrupted_leaves_no_outdated_rows_for_good(
+    server: Any,
+    delivered: Any,
+    client: LongbowClient,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    extended: bool,
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    server.stop()
+    shutil.rmtree(tmp_path / "server")
+    server.start(faults=Faults(no_extensions=not extended))
+    monkeypatch.setattr("fletcher_core.longbow.reconcile._delete_outdated", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reconcile(delivered.generation, client, settings=QUICK)
+    with Sender(delivered.generation, client, QUICK) as sender:
+        assert drain(sender, timeout=20).is_complete
+    assert visible(delivered, client) == sorted(delivered.live.values())
+
+
 def test_copies_and_compacted_rows_are_told_apart(server: Any, delivered: Any, client: LongbowClient) -> None:
     label = delivered.generation.segments()[3].label
     client.put(delivered.generation.name, client.scan(delivered.generation.name, [("segment", "=", label)]))
