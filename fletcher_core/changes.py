@@ -232,7 +232,9 @@ def _hashed(source: Source, types: dict[str, str], relation: str, partition: Par
         condition = partition.condition(name, types[name])
         used.append(name)
         if marked:
-            condition = f"({condition}) OR coalesce({has_mark(f'CAST({identifier(name)} AS VARCHAR)')}, false)"
+            # Not by OR, which may work out both sides: a mark is no timestamp.
+            is_marked = has_mark(f"CAST({identifier(name)} AS VARCHAR)")
+            condition = f"CASE WHEN {is_marked} THEN true ELSE {condition} END"
     if marked:
         everything = f"concat({', '.join(f'CAST({identifier(name)} AS VARCHAR)' for name in used)})"
         kind = f"CASE WHEN {row_id} IS NOT NULL AND {has_mark(everything)} THEN 'invalid_text' ELSE {kind} END"

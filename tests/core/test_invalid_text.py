@@ -3,6 +3,8 @@
 import hashlib
 import os
 from collections.abc import Sequence
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +203,22 @@ def test_a_row_whose_partition_cannot_be_read_shows_in_each(corpus: Corpus) -> N
     source = ParquetTable(path, partition_column="lang")
     for key, new, ids in (("en", 1, ["2"]), ("de", 0, ["2", "3"]), ("fr", 0, ["2"])):
         found = corpus.changes(source, Partition(key, value=key))
+        assert (found.new, found.quarantined["id"].to_pylist()) == (new, ids)
+
+
+def test_a_row_whose_time_cannot_be_read_shows_in_each_window_of_time(corpus: Corpus) -> None:
+    path = write_file(
+        corpus.folder / "docs.parquet",
+        {
+            "id": [1, 2, 3, 4, 5],
+            "text": [b"a", b"b", BAD, b"d", b"e"],
+            "at": [b"2026-01-01 10:00:00", b"2026-01\xff", b"2026-01-02", b"2026-01-02 23:59:59", None],
+        },
+    )
+    source = ParquetTable(path, partition_column="at")
+    days = [datetime(2026, 1, day) for day in (1, 2, 3, 4)]
+    for (start, end), new, ids in zip(pairwise(days), (1, 1, 0), (["2"], ["2", "3"], ["2"]), strict=True):
+        found = corpus.changes(source, Partition(start.isoformat(), start=start, end=end))
         assert (found.new, found.quarantined["id"].to_pylist()) == (new, ids)
 
 
