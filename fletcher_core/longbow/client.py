@@ -123,7 +123,6 @@ class PutResult:
 class LongbowClient:
     """A connection to both ports of one server. Opens lazily, reconnects by itself, may be shared by threads.
 
-
     Calls to the data port go through the circuit breaker that the process has for it, or the one given: once the server
     is known to be down they raise LongbowUnavailable at once.
 
@@ -223,33 +222,35 @@ class LongbowClient:
         if "id" not in table.column_names:
             return np.empty(0, dtype=np.uint64)
         with longbow_call(self.address.data, f"scan of dataset {dataset!r}"):
-            if not pa.types.is_integer(table["id"].type) or table["id"].null_count:
-                raise pa.ArrowInvalid(
-                    f"column id is of {table['id'].type}, or has nulls: these are not Fletcher's rows"
-                )
-            return np.asarray(table["id"].to_numpy(), dtype=np.uint64)
+            return _ids(table["id"])
 
     def labelled_ids(
         self, dataset: str, filters: Sequence[tuple[str, str, object]], *, ids_only: bool = False
     ) -> pa.Table:
         """Columns `id` uint64 and `segment` (a dictionary) of every row that passes the filters, a copy each.
 
-        With any filter, deleted rows are among them. Holds no more than that in memory, however much travels: without
-        `ids_only` that is whole rows.
+        With any filter, deleted rows are among them. Holds no more than that in memory, and it is what max_read_bytes
+        bounds, however much travels: without `ids_only` that is whole rows.
         """
         columns = ["id", "segment"]
         kinds = pa.schema([("id", pa.uint64()), ("segment", pa.dictionary(pa.int32(), pa.string()))])
-        parts = [kinds.empty_table()]
+        parts, size, most = [kinds.empty_table()], 0, self.settings.max_read_bytes
         with (
             contextlib.suppress(LongbowNotFound),
             self._scanning(dataset, filters, columns if ids_only else None) as rows,
         ):
             for batch in () if rows is None else _checked(rows):
                 if {*columns} <= {*batch.schema.names}:
-                    # Copies: a slice would keep the whole message in memory.
-                    ids = np.array(batch["id"].to_numpy(zero_copy_only=False), dtype=np.uint64)
+                    ids = np.array(_ids(batch["id"]))  # a copy: a slice would keep the whole message in memory
                     labels = batch["segment"].cast(pa.string()).dictionary_encode()
+                    if labels.null_count:
+                        raise pa.ArrowInvalid("column segment has nulls: these are not Fletcher's rows")
                     parts.append(pa.Table.from_arrays([pa.array(ids), labels], schema=kinds))
+                    size += parts[-1].nbytes
+                size += 1024  # a batch without these columns must end some time, too
+                if size > most:
+                    rows.cancel()
+                    raise pa.ArrowInvalid(_too_much(most))
         return pa.concat_tables(parts).unify_dictionaries().combine_chunks()
 
     def search(
@@ -424,6 +425,13 @@ def _read_all(reader: flight.FlightStreamReader, most: int) -> pa.Table:
             reader.cancel()
             raise pa.ArrowInvalid(_too_much(most))
     return pa.Table.from_batches(batches, schema=reader.schema)
+
+
+def _ids(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint64]:
+    """The ids in a column. Raises ArrowInvalid when they cannot be Fletcher's."""
+    if not pa.types.is_integer(column.type) or column.null_count:
+        raise pa.ArrowInvalid(f"column id is of {column.type}, or has nulls: these are not Fletcher's rows")
+    return np.asarray(column.to_numpy(), dtype=np.uint64)
 
 
 def _too_much(most: int) -> str:

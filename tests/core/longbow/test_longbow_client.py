@@ -56,6 +56,42 @@ def test_reading_back_what_was_never_put_is_empty(client: LongbowClient) -> None
     assert client.scan("docs").num_rows == 0
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"id": pa.array(["1", "x"])}, "column id is of string"),
+        ({"id": pa.array([1, None], pa.uint64())}, "column id is of uint64, or has nulls"),
+        ({"id": pa.array([1.5, 2.0])}, "column id is of double"),
+        ({"segment": pa.array(["seg-1", None])}, "column segment has nulls"),
+        ({"segment": pa.array([["seg-1"], ["seg-1"]])}, "refused|does not know"),
+    ],
+)
+@pytest.mark.parametrize("ids_only", [True, False])
+def test_ids_that_cannot_be_ours_are_refused(
+    client: LongbowClient, changed: dict[str, pa.Array], words: str, ids_only: bool
+) -> None:
+    table = rows([1, 2])
+    for name, column in changed.items():
+        table = table.set_column(table.column_names.index(name), name, column)
+    client.put("docs", table)
+    with pytest.raises(LongbowRejected, match=words):
+        client.labelled_ids("docs", [], ids_only=ids_only)
+    if "id" in changed:
+        with pytest.raises(LongbowRejected, match=words):
+            client.present_ids("docs", "seg-1", ids_only=ids_only)
+
+
+def test_the_memory_for_ids_is_bounded_and_not_what_travels(connect: Connect) -> None:
+    client = connect(max_read_bytes=8_000)
+    client.put("docs", rows(list(range(100)), dimension=64))
+    assert rows(list(range(100)), dimension=64).nbytes > 3 * 8_000
+    assert client.labelled_ids("docs", []).num_rows == 100
+    client.put("docs", rows(list(range(1000)), dimension=64))
+    with pytest.raises(LongbowRejected, match=r"more than max_read_bytes \(8000\)"):
+        client.labelled_ids("docs", [])
+    assert client.breaker.state == "closed"
+
+
 def test_a_stream_without_any_message_is_an_empty_dataset(client: LongbowClient, monkeypatch: Any) -> None:
     class Silent:
         def do_get(self, *_: object) -> None:
