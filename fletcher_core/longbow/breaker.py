@@ -139,16 +139,19 @@ class CircuitBreaker:
             return full if not self._openings else min(full, short * 2.0 ** min(self._openings - 1, 30))
 
     @contextmanager
-    def calling(self, proof: Proof, is_failure: Callable[[Exception], bool]) -> Iterator[None]:
+    def calling(self, proof: Proof, is_failure: Callable[[Exception], bool | None]) -> Iterator[None]:
         """Runs a call in a `with` block; exceptions that are no failures of the server count as its success.
 
-        Raises CircuitOpenError, without running it, when it is not to be tried.
+        Where `is_failure` answers None, the exception is our own and says nothing about the server. Raises CircuitOpenError, without running it, when it is not to be tried.
         """
         attempt = self.acquire(proof)
         try:
             yield
         except Exception as error:
-            if is_failure(error):
+            failed = is_failure(error)
+            if failed is None:
+                self.abandon(attempt)
+            elif failed:
                 self.fail(attempt, str(error))
             else:
                 self.succeed(attempt)

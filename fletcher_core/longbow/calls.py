@@ -39,7 +39,10 @@ def longbow_call(
         raise LongbowUnavailable(f"{where}: not tried, {refusal}") from refusal
 
 
-def _is_outage(error: Exception) -> bool:
+def _is_outage(error: Exception) -> bool | None:
+    """None for what is no answer: an error on our side of the call, such as a token file that cannot be read."""
+    if not isinstance(error, LongbowError):
+        return None
     return isinstance(error, LongbowUnavailable) and not isinstance(error, _NoIndexYet)
 
 

@@ -176,10 +176,10 @@ class LongbowClient:
                 f"Longbow at {self.address.data}, {call}: {table.num_rows} rows of {size} bytes are over the limit of "
                 f"{self.settings.max_put_rows} rows or {self.settings.max_put_bytes} bytes a put; split the table"
             )
+        descriptor = flight.FlightDescriptor.for_path(dataset)
+        timeout = self.breaker.deadline(self.settings.call_timeout, self.settings.put_timeout)
+        options = self._options(timeout, write_options(self.settings.compression))
         with self._call(self.address.data, call, self.breaker, Proof.TAKES_ROWS):
-            descriptor = flight.FlightDescriptor.for_path(dataset)
-            timeout = self.breaker.deadline(self.settings.call_timeout, self.settings.put_timeout)
-            options = self._options(timeout, write_options(self.settings.compression))
             writer, reader = self._data.do_put(descriptor, table.schema, options)
             try:
                 writer.write_table(table)

@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -293,7 +294,7 @@ def test_of_many_threads_exactly_one_tries_a_server_that_was_down() -> None:
 def test_what_counts_as_a_failure_is_up_to_the_call() -> None:
     breaker = CircuitBreaker(BreakerSettings(failures=1))
 
-    def call(error: BaseException, is_failure: Callable[[Exception], bool]) -> None:
+    def call(error: BaseException, is_failure: Callable[[Exception], bool | None]) -> None:
         with pytest.raises(type(error)), breaker.calling(Proof.ANSWERS, is_failure):
             raise error
 
@@ -302,6 +303,15 @@ def test_what_counts_as_a_failure_is_up_to_the_call() -> None:
     assert breaker.state == "closed"
     call(KeyError("a"), lambda error: True)
     assert (breaker.state, breaker.last_failure) == ("open", "'a'")
+    breaker = CircuitBreaker(BreakerSettings(failures=1, backoff=0.001))
+    call(KeyError("a"), lambda error: True)
+    while breaker.state == "open":
+        time.sleep(0.001)
+    call(TypeError("our own"), lambda error: None)
+    assert breaker.state == "half-open"
+    call(TypeError("an answer"), lambda error: False)  # so the trial was not left under way
+    assert breaker.state == "closed"
+    breaker.trip(Proof.ANSWERS, "x")
     breaker.reset()
     assert breaker.state == "closed"
 

@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import pprint
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from fletcher_core.errors import ConfigError, FletcherError, LongbowRejected
 from fletcher_core.longbow import Credentials, LongbowClient, LongbowSettings, Secret
+from fletcher_core.longbow.breaker import Proof
 from fletcher_core.longbow.credentials import MAX_TOKEN_BYTES, check_token, read_token_file
 from fletcher_core.longbow.secret import same_secret
 from fletcher_core.longbow.server import LongbowServer
@@ -117,6 +119,23 @@ def test_a_token_file_that_is_replaced_is_in_force_at_once_on_both_sides(tmp_pat
         ours.unlink()
         with pytest.raises(ConfigError, match=r"token_file: .*client-token' cannot be read"):
             client.readiness()
+
+
+def test_a_token_file_that_cannot_be_read_closes_no_circuit(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    with LongbowServer(tmp_path / "rows", token_file=token) as server, connect(server, token_file=str(token)) as client:
+        client.breaker.trip(Proof.KEEPS_ROWS, "rows are gone")
+        while client.breaker.state == "open":
+            time.sleep(0.01)
+        token.unlink()
+        for call in calls(client):
+            with pytest.raises(ConfigError, match="cannot be read"):
+                call()
+        assert client.breaker.state == "half-open"
+        token.write_text(TOKEN)
+        client.put("docs", ROWS)
+        assert client.breaker.state == "closed"
 
 
 def _replace(path: Path, token: str) -> None:
