@@ -169,7 +169,11 @@ def materialize(
 def _problem(report: DeliveryReport) -> str:
     """Why rows are not searchable, empty when all are."""
     said = report.unavailable or report.rejected or report.not_searchable
-    return said or ("" if report.is_complete else "Longbow was still busy when delivery_timeout passed")
+    if said or report.is_complete:
+        return said
+    if report.circuit != "closed":
+        return "Longbow did not work before, and was still being tried again when delivery_timeout passed"
+    return "Longbow was still busy when delivery_timeout passed"
 
 
 @dataclass
@@ -299,7 +303,8 @@ class _Run:
         while True:
             left = deadline - time.perf_counter()
             report = self.sender.drain(max(0.0, min(left, 0.5)))
-            is_down = report.circuit != "closed"  # nor wait for the trial of a server that was
+            # Nor wait for the trial of a server that failed in this run. One that failed before it gets its chance.
+            is_down = report.circuit == "open" or (report.circuit == "half-open" and report.unavailable)
             if report.is_complete or is_down or report.rejected or report.not_searchable or left <= 0:
                 break
             if self.cancelled is not None and self.cancelled.is_set():

@@ -3,8 +3,10 @@
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -16,7 +18,8 @@ from fletcher_core import Embedder
 from fletcher_core.cli import main
 from fletcher_core.engines.openvino import OpenVinoEngine
 from fletcher_core.errors import InputError, RunCancelled, SourceError, StoreError, StoreLockedError
-from fletcher_core.longbow.client import LongbowClient, LongbowSettings
+from fletcher_core.longbow.breaker import BreakerSettings, CircuitBreaker, Proof
+from fletcher_core.longbow.client import LongbowClient, LongbowSettings, PutResult
 from fletcher_core.longbow.embedded import embedded_credentials, ensure_embedded, stop_embedded
 from fletcher_core.longbow.server import Faults, LongbowServer
 from fletcher_core.pipeline import MaterializeSettings, materialize
@@ -364,6 +367,35 @@ def test_without_longbow_the_run_succeeds_and_delivery_follows_later(
     assert "127.0.0.1:9" in report.delivery.problem
     late = materialize(source, embedder=minilm, store=store, longbow=longbow)
     assert (late.embedded, late.delivery.sent, late.delivery.searchable) == (0, 30, 30)
+
+
+@pytest.mark.parametrize("delivery_timeout", [60.0, 0.2])
+def test_a_run_waits_for_a_slow_server_that_did_not_work_before(
+    source: DuckDBTable,
+    store: VectorStore,
+    minilm: Embedder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    delivery_timeout: float,
+) -> None:
+    with LongbowServer(tmp_path / "slow") as server:
+        breaker = CircuitBreaker(BreakerSettings(backoff=0.001))
+        client = LongbowClient(LongbowSettings(server.address.data, server.address.meta), breaker=breaker)
+        breaker.trip(Proof.TAKES_ROWS, "it hung")
+        put = client.put
+
+        def slow_put(*arguments: Any) -> PutResult:
+            time.sleep(1.5)
+            return put(*arguments)
+
+        monkeypatch.setattr(client, "put", slow_put)
+        settings = MaterializeSettings(delivery_timeout=delivery_timeout)
+        report = materialize(source, embedder=minilm, store=store, longbow=client, settings=settings)
+        if delivery_timeout < 1:
+            assert report.delivery.problem.startswith("Longbow did not work before, and was still being tried")
+        else:
+            assert (report.delivery.searchable, report.delivery.problem) == (30, "")
+        client.close()
 
 
 def test_a_store_begun_anew_never_meets_the_old_ones_rows_in_longbow(
