@@ -36,17 +36,19 @@ def ensure_embedded(folder: Path | str, *, idle_exit: float = IDLE_EXIT, private
 
     The server outlives this process and takes the same ports again when it is started again, so that what was
     delivered to it stays known under its address. A `private` one asks every call for a token that only this user can
-    read, and its folder is closed to others: connect with `embedded_credentials`.
+    read, and its folder is closed to others: connect with `embedded_credentials`. One that runs without a token is
+    ended and started again with one.
 
     Raises LongbowUnavailable, naming the log, when it does not start, and LongbowError when the folder cannot be used.
     """
     folder = Path(folder).resolve()
     address = _running(folder)
-    if address is not None:
+    if address is not None and (_has_token(folder) or not private):
         return address
     make_folder(folder)
     with _exclusive(folder / "start.lock"):
-        if private:
+        if private and not _has_token(folder):
+            stop_embedded(folder)
             _make_private(folder)
         deadline = time.monotonic() + _START_SECONDS
         process = None if owner(folder) is not None else _start(folder, idle_exit)
@@ -104,8 +106,12 @@ def _running(folder: Path) -> LongbowAddress | None:
 
 def embedded_credentials(folder: Path | str) -> Credentials:
     """What the server on `folder` asks for: the token of a private one, else nothing."""
-    token = Path(folder).resolve() / _TOKEN
-    return Credentials(token_file=str(token) if token.is_file() else "")
+    folder = Path(folder).resolve()
+    return Credentials(token_file=str(folder / _TOKEN) if _has_token(folder) else "")
+
+
+def _has_token(folder: Path) -> bool:
+    return (folder / _TOKEN).is_file()
 
 
 def _make_private(folder: Path) -> None:
@@ -145,7 +151,7 @@ def _start(folder: Path, idle_exit: float) -> subprocess.Popen[bytes]:
     data, meta = (announced[0].data, announced[0].meta) if announced else ("", "")
     command = [sys.executable, "-m", "fletcher_core.longbow.server", "--data-path", str(folder)]
     command += ["--data-port", _free_port(data), "--meta-port", _free_port(meta), "--idle-exit", str(idle_exit)]
-    if (folder / _TOKEN).is_file():
+    if _has_token(folder):
         command += ["--token-file", str(folder / _TOKEN)]
     sources = str(Path(fletcher_core.__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [sources, os.environ.get("PYTHONPATH", "")]))

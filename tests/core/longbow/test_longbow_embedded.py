@@ -191,6 +191,26 @@ def test_a_private_server_is_for_its_user_alone(folder: Path) -> None:
         assert before not in shown
 
 
+def test_a_server_that_runs_is_made_private(folder: Path) -> None:
+    address = ensure_embedded(folder)
+    put_one(address)
+    open_one = owner(folder)
+    assert ensure_embedded(folder, private=True) == address
+    private_one = owner(folder)
+    assert private_one != open_one
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    with (
+        LongbowClient(LongbowSettings(address.data, address.meta)) as stranger,
+        pytest.raises(LongbowRejected, match="asks for a token"),
+    ):
+        stranger.readiness()
+    assert ensure_embedded(folder) == ensure_embedded(folder, private=True) == address
+    assert owner(folder) == private_one
+    settings = LongbowSettings(address.data, address.meta, credentials=embedded_credentials(folder))
+    with LongbowClient(settings) as ours:
+        assert ours.scan("docs")["id"].to_pylist() == [1]
+
+
 def test_a_server_that_is_not_private_asks_for_nothing(folder: Path) -> None:
     ensure_embedded(folder)
     assert not embedded_credentials(folder).has_token
