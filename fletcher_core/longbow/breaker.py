@@ -284,6 +284,14 @@ def breaker_of(address: str, settings: BreakerSettings | None = None) -> Circuit
         return breaker
 
 
+def reset_breaker(address: str) -> None:
+    """Begin anew with a server that was just started, if anybody called one at its address before."""
+    with _registry:
+        breaker = _breakers.get(address)
+    if breaker is not None:
+        breaker.reset()
+
+
 def forget_breakers() -> None:
     """Let go of the breakers that nobody uses, for a test whose server may get an earlier one's port."""
     with _registry:

@@ -19,7 +19,7 @@ from pathlib import Path
 import fletcher_core
 from fletcher_core.errors import ConfigError, LongbowError, LongbowUnavailable
 from fletcher_core.longbow.address import LongbowAddress
-from fletcher_core.longbow.breaker import CircuitBreaker, breaker_of
+from fletcher_core.longbow.breaker import CircuitBreaker, reset_breaker
 from fletcher_core.longbow.client import LongbowClient, LongbowSettings
 from fletcher_core.longbow.credentials import Credentials
 from fletcher_core.longbow.server.catalog import make_folder, owner
@@ -29,6 +29,7 @@ _START_SECONDS = 30.0
 _STOP_SECONDS = 15.0
 _POLL_SECONDS = 0.02
 _TOKEN = "token"
+_seen: dict[str, int] = {}  # the process of the server that last answered at an address
 
 
 def ensure_embedded(folder: Path | str, *, idle_exit: float = IDLE_EXIT, private: bool = False) -> LongbowAddress:
@@ -100,7 +101,9 @@ def _running(folder: Path) -> LongbowAddress | None:
             client.readiness()
     except (LongbowError, ConfigError):
         return None
-    breaker_of(settings.data).reset()  # what failed at this address before says nothing about the server there now
+    if _seen.get(settings.data) != announced[1]:  # what failed at this address before was another server's fault
+        reset_breaker(settings.data)
+        _seen[settings.data] = announced[1]
     return announced[0]
 
 

@@ -212,11 +212,17 @@ def test_two_senders_of_one_process_share_the_breaker_and_get_everything_through
 def test_an_embedded_server_that_is_started_again_is_tried_at_once(tmp_path: Path) -> None:
     folder = tmp_path / ".longbow"
     address = ensure_embedded(folder)
+    breaker = BreakerSettings(backoff=60, max_backoff=60)
     try:
-        with LongbowClient(LongbowSettings(address.data, address.meta)) as client:
-            client.breaker.trip(Proof.KEEPS_ROWS, "it was down")
+        with LongbowClient(LongbowSettings(address.data, address.meta, breaker=breaker)) as client:
+            assert client.breaker.settings == breaker
+            client.breaker.trip(Proof.KEEPS_ROWS, "it loses rows")
+            assert ensure_embedded(folder) == address
+            assert client.breaker.state == "open"  # it is the same server
+            assert stop_embedded(folder)
             assert ensure_embedded(folder) == address
             assert client.readiness().status == "READY"
+            assert not client.breaker.is_on_trial
     finally:
         stop_embedded(folder)
 
