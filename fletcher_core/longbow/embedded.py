@@ -114,15 +114,24 @@ def embedded_credentials(folder: Path | str) -> Credentials:
 
 
 def _has_token(folder: Path) -> bool:
-    return (folder / _TOKEN).is_file()
+    """Whether its servers ask for a token; an empty file is what a full disk leaves of one."""
+    try:
+        return (folder / _TOKEN).stat().st_size > 0
+    except OSError:
+        return False
 
 
 def _make_private(folder: Path) -> None:
-    """A random token for the folder's servers, once. Raises LongbowError where files cannot be closed to others."""
+    """A new random token for the folder's servers. Raises LongbowError where files cannot be closed to others."""
     try:
         folder.chmod(0o700)
-        with contextlib.suppress(FileExistsError), open(folder / _TOKEN, "x", opener=_for_owner_only) as file:
+        fresh = folder / f"{_TOKEN}.new"  # whole or not there: half a token would lock the folder for good
+        fresh.unlink(missing_ok=True)
+        with open(fresh, "x", opener=_for_owner_only) as file:
             file.write(secrets.token_urlsafe(32))
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(folder / _TOKEN)
     except OSError as error:
         raise LongbowError(
             f"{folder} cannot be closed to other users ({error}): choose a folder of your own for the embedded server"
@@ -144,7 +153,7 @@ def _announced(folder: Path) -> tuple[LongbowAddress, int] | None:
     try:
         values = json.loads((folder / "address.json").read_text())
         return LongbowAddress(values["data"], values["meta"]), values["pid"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError):  # there is none, or it is damaged
         return None
 
 

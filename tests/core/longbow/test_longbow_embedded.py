@@ -1,5 +1,6 @@
 """The embedded server as a process: started once, found by everybody, gone when told or when idle."""
 
+import errno
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import pytest
 
 from fletcher_core.errors import ConfigError, LongbowError, LongbowRejected, LongbowUnavailable
 from fletcher_core.longbow.client import LongbowClient, LongbowSettings
-from fletcher_core.longbow.embedded import embedded_credentials, ensure_embedded, stop_embedded
+from fletcher_core.longbow.embedded import announced_address, embedded_credentials, ensure_embedded, stop_embedded
 from fletcher_core.longbow.server import LongbowServer
 from fletcher_core.longbow.server.catalog import owner
 from fletcher_core.longbow.server.faults import Faults, parse_faults
@@ -209,6 +210,32 @@ def test_a_server_that_runs_is_made_private(folder: Path) -> None:
     settings = LongbowSettings(address.data, address.meta, credentials=embedded_credentials(folder))
     with LongbowClient(settings) as ours:
         assert ours.scan("docs")["id"].to_pylist() == [1]
+
+
+def test_a_token_that_could_not_be_written_is_made_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", no_space)
+        with pytest.raises(LongbowError, match="No space left"):
+            ensure_embedded(folder, private=True)
+    assert not embedded_credentials(folder).has_token
+    (folder / "token").touch()
+    address = ensure_embedded(folder, private=True)
+    assert stat.S_IMODE((folder / "token").stat().st_mode) == 0o600
+    with LongbowClient(
+        LongbowSettings(address.data, address.meta, credentials=embedded_credentials(folder))
+    ) as client:
+        assert client.readiness().status == "READY"
+
+
+@pytest.mark.parametrize(
+    "held", ["", "[]", "5", '{"data": 5, "meta": "", "pid": 1}', '{"data": "h", "meta": "", "pid": 1}', "{}"]
+)
+def test_an_announcement_that_is_damaged_is_none(tmp_path: Path, held: str) -> None:
+    (tmp_path / "address.json").write_text(held)
+    assert announced_address(tmp_path) is None
 
 
 def test_a_server_that_is_not_private_asks_for_nothing(folder: Path) -> None:
