@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from fletcher_core.commands import compact, deliver, quarantine, reconcile, search, selftest
-from fletcher_core.commands.options import Commands
+from fletcher_core.commands.options import Commands, in_options
 from fletcher_core.errors import FletcherError
 from fletcher_core.interrupts import EXIT_STATUS, orderly_then_at_once
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with orderly_then_at_once():
             return _COMMANDS[options.command].run(options)
     except FletcherError as error:
-        print(f"fletcher: {error}", file=sys.stderr)
+        print(f"fletcher: {in_options(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("fletcher: interrupted; what was done so far stays", file=sys.stderr)

@@ -4,7 +4,15 @@ import argparse
 import sys
 import time
 
-from fletcher_core.commands.options import Commands, add_longbow, add_store, longbow_settings, newest, open_store
+from fletcher_core.commands.options import (
+    Commands,
+    add_longbow,
+    add_store,
+    in_options,
+    longbow_settings,
+    newest,
+    open_store,
+)
 from fletcher_core.commands.progress_line import ProgressLine
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.longbow.drain import drain
@@ -49,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     )
     if report.is_complete and report.was_checked:
         return 0
-    print(f"fletcher: {why_not_complete(report)}", file=sys.stderr)
+    print(f"fletcher: {in_options(why_not_complete(report))}", file=sys.stderr)
     return 1
 
 

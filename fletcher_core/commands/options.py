@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -21,6 +23,17 @@ _TLS_OPTIONS = {
     "--longbow-key": "PEM file of its key",
     "--longbow-server-name": f"name in the server's certificate, if not the host's; a token is taken from ${_TOKEN}",
 }
+
+
+_SETTINGS = {
+    "tls_ca": "--longbow-ca",
+    "tls_certificate": "--longbow-cert",
+    "tls_key": "--longbow-key",
+    "tls_server_name": "--longbow-server-name",
+    "token_env": f"${_TOKEN}",
+    "token_header": f"${_TOKEN_HEADER}",
+}
+"""What the command line calls the settings that errors name."""
 
 
 def add_store(command: argparse.ArgumentParser) -> None:
@@ -66,13 +79,26 @@ def newest(store: VectorStore) -> Generation:
     return generation
 
 
+def in_options(message: str) -> str:
+    """An error's message, with what the command line calls the settings that it names."""
+    named = [f"{name} is {option}" for name, option in _SETTINGS.items() if re.search(rf"\b{name}\b", message)]
+    return f"{message} (on the command line {', '.join(named)})" if named else message
+
+
 def longbow_settings(options: argparse.Namespace, store: VectorStore) -> LongbowSettings:
-    """The server that was named, else the embedded one beside the store, else one at Longbow's own port."""
+    """The server that was named, else the embedded one beside the store, else one at Longbow's own port.
+
+    Raises ConfigError for an address that is none and for settings of an address without one.
+    """
+    folders = [folder / ".longbow" for folder in (store.root, store.root.parent)]
+    embedded = next((folder for folder in folders if announced_address(folder) is not None), None)
     if options.longbow:
-        return LongbowSettings(options.longbow, options.longbow_meta, credentials=_credentials(options))
-    for folder in (store.root, store.root.parent):
-        if (address := announced_address(folder / ".longbow")) is not None:
-            return LongbowSettings(address.data, address.meta, credentials=embedded_credentials(folder / ".longbow"))
+        named = LongbowSettings(options.longbow, options.longbow_meta, credentials=_credentials(options))
+        if embedded is None or named.credentials.has_token or announced_address(embedded) != named.address:
+            return named
+        return replace(named, credentials=embedded_credentials(embedded))
+    if embedded is not None and (address := announced_address(embedded)) is not None:
+        return LongbowSettings(address.data, address.meta, credentials=embedded_credentials(embedded))
     return LongbowSettings(_LONGBOW, options.longbow_meta, credentials=_credentials(options))
 
 

@@ -517,8 +517,13 @@ def test_the_command_takes_its_token_from_the_environment_or_beside_a_private_se
         assert main(command) == 0
         assert "tag=cats" in capsys.readouterr().out
         named = [*command, "--longbow", address.data, "--longbow-meta", address.meta]
+        assert main(named) == 0  # it is the server beside the store, whose token lies there
+        (root / ".longbow" / "address.json").rename(elsewhere)
         assert main(named) == 1
-        assert "asks for a token" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "asks for a token" in said
+        assert "token_env is $FLETCHER_LONGBOW_TOKEN" in said
+        elsewhere.rename(root / ".longbow" / "address.json")
         monkeypatch.setenv("FLETCHER_LONGBOW_TOKEN", token)
         assert main(named) == 0
         monkeypatch.setenv("FLETCHER_LONGBOW_TOKEN_HEADER", "x-api-key")

@@ -16,7 +16,8 @@ import pytest
 from fletcher_core.cli import main
 from fletcher_core.commands.progress_line import ProgressLine
 from fletcher_core.longbow.client import LongbowClient
-from fletcher_core.longbow.server import Faults
+from fletcher_core.longbow.secret import Secret
+from fletcher_core.longbow.server import Faults, LongbowServer
 
 COMMAND = [sys.executable, "-c", "import sys; from fletcher_core.cli import main; sys.exit(main())"]
 
@@ -82,6 +83,23 @@ def test_deliver_with_a_timeout_waits_for_a_server_that_is_still_to_come(
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "2 rows searchable, 0 waiting" in out
+
+
+def test_refusals_name_the_options_of_the_command_line(
+    collection: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FLETCHER_LONGBOW_TOKEN", raising=False)
+    collection.write(["a"])
+    with LongbowServer(tmp_path / "guarded", token=Secret("the-token")) as server:
+        store = ["--store", str(tmp_path / "store"), "--collection", "docs", "--longbow"]
+        for command in ("deliver", "reconcile"):
+            assert main([command, *store, server.address.data]) == 1
+            said = capsys.readouterr().err
+            assert "asks for a token" in said
+            assert said.endswith("(on the command line token_env is $FLETCHER_LONGBOW_TOKEN)\n")
+        assert main(["deliver", *store, "grpc+tls://127.0.0.1:9", "--longbow-cert", "x.pem"]) == 1
+        said = capsys.readouterr().err
+        assert "(on the command line tls_certificate is --longbow-cert, tls_key is --longbow-key)" in said
 
 
 def test_deliver_ends_on_a_refusal_with_the_reason(
