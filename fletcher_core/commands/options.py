@@ -10,7 +10,7 @@ from typing import TypeAlias
 from fletcher_core.errors import ConfigError
 from fletcher_core.longbow.client import LongbowSettings
 from fletcher_core.longbow.credentials import Credentials
-from fletcher_core.longbow.embedded import announced_address, embedded_credentials
+from fletcher_core.longbow.embedded import announced_address, embedded_credentials, ensure_embedded
 from fletcher_core.store import Generation, VectorStore
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -88,7 +88,8 @@ def in_options(message: str) -> str:
 def longbow_settings(options: argparse.Namespace, store: VectorStore) -> LongbowSettings:
     """The server that was named, else the embedded one beside the store, else one at Longbow's own port.
 
-    Raises ConfigError for an address that is none and for settings of an address without one.
+    The embedded one is started again if it has ended. Raises ConfigError for an address that is none and for settings
+    of an address without one, LongbowUnavailable when the embedded server does not start.
     """
     folders = [folder / ".longbow" for folder in (store.root, store.root.parent)]
     embedded = next((folder for folder in folders if announced_address(folder) is not None), None)
@@ -97,9 +98,13 @@ def longbow_settings(options: argparse.Namespace, store: VectorStore) -> Longbow
         if embedded is None or named.credentials.has_token or announced_address(embedded) != named.address:
             return named
         return replace(named, credentials=embedded_credentials(embedded))
-    if embedded is not None and (address := announced_address(embedded)) is not None:
+    names = ("longbow_meta", "longbow_ca", "longbow_cert", "longbow_key", "longbow_server_name")
+    if given := [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]:
+        raise ConfigError(f"{', '.join(given)}: set, but --longbow is not; give the address of the server, too")
+    if embedded is not None:
+        address = ensure_embedded(embedded, private=embedded_credentials(embedded).has_token)
         return LongbowSettings(address.data, address.meta, credentials=embedded_credentials(embedded))
-    return LongbowSettings(_LONGBOW, options.longbow_meta, credentials=_credentials(options))
+    return LongbowSettings(_LONGBOW, credentials=_credentials(options))
 
 
 def _credentials(options: argparse.Namespace) -> Credentials:

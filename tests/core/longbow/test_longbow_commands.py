@@ -15,9 +15,12 @@ import pytest
 
 from fletcher_core.cli import main
 from fletcher_core.commands.progress_line import ProgressLine
-from fletcher_core.longbow.client import LongbowClient
+from fletcher_core.errors import LongbowRejected
+from fletcher_core.longbow.client import LongbowClient, LongbowSettings
+from fletcher_core.longbow.embedded import ensure_embedded, stop_embedded
 from fletcher_core.longbow.secret import Secret
 from fletcher_core.longbow.server import Faults, LongbowServer
+from fletcher_core.longbow.server.catalog import owner
 
 COMMAND = [sys.executable, "-c", "import sys; from fletcher_core.cli import main; sys.exit(main())"]
 
@@ -100,6 +103,37 @@ def test_refusals_name_the_options_of_the_command_line(
         assert main(["deliver", *store, "grpc+tls://127.0.0.1:9", "--longbow-cert", "x.pem"]) == 1
         said = capsys.readouterr().err
         assert "(on the command line tls_certificate is --longbow-cert, tls_key is --longbow-key)" in said
+
+
+def test_commands_start_the_embedded_server_again(
+    collection: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    collection.write(["a", "b"])
+    folder = tmp_path / ".longbow"
+    try:
+        address = ensure_embedded(folder, private=True)
+        store = ["--store", str(tmp_path / "store"), "--collection", "docs"]
+        for command in ("deliver", "reconcile"):
+            stop_embedded(folder)
+            assert main([command, *store]) == 0
+            assert address.data in capsys.readouterr().out
+            assert owner(folder) is not None
+        with (
+            LongbowClient(LongbowSettings(address.data, address.meta)) as stranger,
+            pytest.raises(LongbowRejected, match="asks for a token"),
+        ):
+            stranger.readiness()
+    finally:
+        stop_embedded(folder)
+
+
+def test_settings_of_an_address_without_one_are_refused(
+    collection: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    collection.write(["a"])
+    store = ["--store", str(tmp_path / "store"), "--collection", "docs"]
+    assert main(["deliver", *store, "--longbow-meta", "h:1", "--longbow-ca", "ca.pem"]) == 1
+    assert "--longbow-meta, --longbow-ca: set, but --longbow is not" in capsys.readouterr().err
 
 
 def test_deliver_ends_on_a_refusal_with_the_reason(
