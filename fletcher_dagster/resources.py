@@ -89,8 +89,8 @@ class LongbowResource(dg.ConfigurableResource[Any]):
         """A connection, to the embedded server on `embedded_folder` when no address is set.
 
         Raises:
-            ConfigError: an address is no host:port; a meta address without a data address; an unknown transport or
-                compression; TLS files or a token that cannot be read or do not fit the address.
+            ConfigError: an address is no host:port; a meta address, TLS or token settings without a data address; an
+                unknown transport or compression; TLS files or a token that cannot be read or do not fit the address.
             LongbowUnavailable: the embedded server does not start.
         """
         from fletcher_core.longbow.client import LongbowClient, LongbowSettings
@@ -102,6 +102,12 @@ class LongbowResource(dg.ConfigurableResource[Any]):
             raise ConfigError(
                 f"Longbow meta_address is {self.meta_address!r} but data_address is empty: set both, or neither for "
                 "the embedded server"
+            )
+        given = [name for name in _CREDENTIALS if getattr(self, name) != type(self).model_fields[name].default]
+        if given and not self.data_address:
+            raise ConfigError(
+                f"Longbow {', '.join(given)}: set, but data_address is empty: set it, too, or leave these out for the "
+                "embedded server, which has a token of its own"
             )
         check_settings(self.transport, self.compression)  # before a server is started for it
         data, meta = self.data_address, self.meta_address

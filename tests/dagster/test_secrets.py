@@ -8,6 +8,7 @@ import dagster as dg
 import pytest
 from embedding_project import DOCS, Project
 
+from fletcher_core.errors import ConfigError
 from fletcher_core.longbow.embedded import stop_embedded
 from fletcher_core.longbow.secret import Secret
 from fletcher_core.longbow.server import LongbowServer
@@ -99,3 +100,21 @@ def test_the_embedded_server_of_a_resource_is_closed_to_others(tmp_path: Path, i
         assert token.encode() not in everything_written(tmp_path)
     finally:
         stop_embedded(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"token": TOKEN}, "token"),
+        ({"token_file": "f", "token_header": "x-api-key"}, "token_file, token_header"),
+        ({"tls_ca": "ca.pem"}, "tls_ca"),
+        ({"allow_plaintext_token": True}, "allow_plaintext_token"),
+    ],
+)
+def test_tls_and_token_settings_without_an_address_are_refused(
+    tmp_path: Path, settings: dict[str, object], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"Longbow {named}: set, but data_address is empty") as caught:
+        LongbowResource(**settings).client(tmp_path / "embedded")
+    assert TOKEN not in str(caught.value)
+    assert not (tmp_path / "embedded").exists()
