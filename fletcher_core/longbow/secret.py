@@ -1,7 +1,6 @@
 """A password or token in, the same out on demand, and nowhere else: not in a repr, a log line, a pickle or a copy."""
 
 import hmac
-from typing import NoReturn
 
 from fletcher_core.errors import ConfigError
 
@@ -41,7 +40,9 @@ class Secret:
     def __deepcopy__(self, memory: dict[int, object]) -> "Secret":
         return self
 
-    def __reduce__(self) -> NoReturn:
+    def __reduce__(self) -> tuple[type["Secret"], tuple[str]]:
+        if not self._text:  # as it is in settings without a token, which may go to another process
+            return Secret, ("",)
         raise ConfigError(
             "a token is not pickled, as it would end up in a file or on a network: give token_file or token_env, so "
             "that the other process reads it by itself"

@@ -228,6 +228,9 @@ def test_a_secret_shows_itself_to_nobody(caplog: pytest.LogCaptureFixture) -> No
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
             with pytest.raises(ConfigError, match="not pickled"):
                 pickle.dumps(value, protocol)
+    without = LongbowSettings("127.0.0.1:1", credentials=Credentials(token_file="f"))
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert pickle.loads(pickle.dumps(without, protocol)) == without
     assert copy.deepcopy(of_settings) == of_settings
     assert {Secret("a"): 1}[Secret("a")] == 1
     assert Secret("a") != "a"
