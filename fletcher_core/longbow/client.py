@@ -248,7 +248,7 @@ class LongbowClient:
                     parts.append(pa.Table.from_arrays([pa.array(ids), labels], schema=kinds))
                     size += parts[-1].nbytes
                 size += 1024  # a batch without these columns must end some time, too
-                if size > most:
+                if rows is not None and size > most:
                     rows.cancel()
                     raise pa.ArrowInvalid(_too_much(most))
         return pa.concat_tables(parts).unify_dictionaries().combine_chunks()

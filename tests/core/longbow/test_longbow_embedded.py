@@ -224,9 +224,7 @@ def test_a_token_that_could_not_be_written_is_made_anew(folder: Path, monkeypatc
     (folder / "token").touch()
     address = ensure_embedded(folder, private=True)
     assert stat.S_IMODE((folder / "token").stat().st_mode) == 0o600
-    with LongbowClient(
-        LongbowSettings(address.data, address.meta, credentials=embedded_credentials(folder))
-    ) as client:
+    with LongbowClient(LongbowSettings(address.data, address.meta, credentials=embedded_credentials(folder))) as client:
         assert client.readiness().status == "READY"
 
 
