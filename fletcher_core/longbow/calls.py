@@ -15,7 +15,7 @@ from fletcher_core.longbow.breaker import CircuitBreaker, CircuitOpenError, Proo
 _REFUSED = (flight.FlightUnauthenticatedError, flight.FlightUnauthorizedError)
 
 
-class _NoIndexYet(LongbowUnavailable):
+class _NoOutage(LongbowUnavailable):
     """An answer, and no sign that the server is down."""
 
 
@@ -43,7 +43,7 @@ def _is_outage(error: Exception) -> bool | None:
     """None for what is no answer: an error on our side of the call, such as a token file that cannot be read."""
     if not isinstance(error, LongbowError):
         return None
-    return isinstance(error, LongbowUnavailable) and not isinstance(error, _NoIndexYet)
+    return isinstance(error, LongbowUnavailable) and not isinstance(error, _NoOutage)
 
 
 def longbow_error(error: BaseException, where: str) -> LongbowError:
@@ -55,7 +55,9 @@ def longbow_error(error: BaseException, where: str) -> LongbowError:
             "Raise its LONGBOW_MAX_MEMORY or our timeout, or try again later"
         )
     if isinstance(error, flight.FlightCancelledError):
-        return LongbowUnavailable(
+        # Only gRPC here says nothing at all: of a message over our limit, which the server has sent.
+        kind = _NoOutage if said.endswith("with message:") else LongbowUnavailable
+        return kind(
             f"{where}: the call was cancelled ({said}), by the server, by a proxy on the way, or because a message of "
             "the answer is over our limit. Try again, and if that does not help ask for fewer rows"
         )
@@ -84,7 +86,7 @@ def _invalid(said: str, where: str) -> LongbowError:
     if "resource exhausted" in lowered:
         return LongbowUnavailable(f"{where}: the server is out of a resource ({said}). Try again later")
     if "precondition failed" in lowered:
-        return _NoIndexYet(f"{where}: the dataset has no index yet ({said}). Try again later")
+        return _NoOutage(f"{where}: the dataset has no index yet ({said}). Try again later")
     return LongbowRejected(f"{where}: refused ({said}). The same request will be refused again")
 
 
@@ -93,4 +95,4 @@ def server_words(error: BaseException) -> str:
     text = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
     for cut in (". Detail:", " Detail:", " gRPC client debug context:", ". Client context:"):
         text = text.split(cut, 1)[0]
-    return text.strip().rstrip(".")
+    return text.strip().rstrip(". ")

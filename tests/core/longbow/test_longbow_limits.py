@@ -204,8 +204,13 @@ def test_an_answer_over_the_clients_limit_is_refused(tmp_path: Path, monkeypatch
         with LongbowClient(settings) as client:
             client.put("docs", rows(5000))
         monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 10_000)
-        with LongbowClient(settings) as client, pytest.raises(LongbowUnavailable, match="fewer rows"):
-            client.scan("docs")
+        with LongbowClient(settings) as client:
+            for _ in range(6):
+                with pytest.raises(LongbowUnavailable, match="fewer rows"):
+                    client.scan("docs")
+                with pytest.raises(LongbowUnavailable, match="fewer rows"):
+                    client.search("docs", [[1, 0]], 5000)
+            assert client.breaker.state == "closed"  # the server is alive
 
 
 JSON = st.recursive(
