@@ -187,7 +187,7 @@ def test_a_connection_reset_in_the_middle_of_every_put_loses_and_doubles_nothing
     with Sender(collection.generation, client, QUICK) as sender:
         report = drain(sender, timeout=20)  # each put leaves four rows behind
     assert report.is_complete
-    assert report.rows_sent == 0 or report.rows_sent < 30
+    assert report.rows_sent == 0  # none of these puts got an OK, so all 30 were found by reading back
     server.faults = Faults()
     client.breaker.reset()
     assert once_each(collection, client)
