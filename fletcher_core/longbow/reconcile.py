@@ -176,7 +176,8 @@ class _Comparison:
         outdated = np.unique(np.stack([self.blocks, self.ids])[:, ~self.is_live], axis=1)
         blocks, ids = outdated
         is_newest = np.append(blocks[1:] != blocks[:-1], True)[: len(ids)]
-        kept = is_newest & ~np.isin(blocks, self.blocks[self.is_live])
+        last_of_batch = ids[is_newest & ~np.isin(blocks, self.blocks[self.is_live])]
+        kept = np.isin(ids, last_of_batch)  # in every batch: who knows which of an id's copies a delete hits
         return ids[~kept], int(kept.sum())
 
 

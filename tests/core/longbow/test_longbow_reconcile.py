@@ -246,12 +246,6 @@ def test_whatever_is_outdated_each_stored_batch_keeps_a_row_and_no_live_row_goes
     gone = set(ids.tolist())
     assert not gone & set(live)
     for block in {block for block, _, _ in rows}:
-        assert {row for b, row, _ in rows if b == block} - gone or is_shared(rows, block, live)
+        assert {row for b, row, _ in rows if b == block} - gone
     outdated = {(block, row) for block, row, _ in rows if row not in live}
     assert len(ids) + kept == len(outdated)
-
-
-def is_shared(rows: list[tuple[int, int, bool]], block: int, live: list[int]) -> bool:
-    """Whether a batch's rows are in another one, too: ids are unique in truth, where only copies are."""
-    others = {row for b, row, _ in rows if b != block}
-    return bool({row for b, row, _ in rows if b == block} & others)
