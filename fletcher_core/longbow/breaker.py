@@ -142,8 +142,9 @@ class CircuitBreaker:
     def calling(self, proof: Proof, is_failure: Callable[[Exception], bool | None]) -> Iterator[None]:
         """Runs a call in a `with` block; exceptions that are no failures of the server count as its success.
 
-        Where `is_failure` answers None, the exception is our own and says nothing about the server. Raises
-        CircuitOpenError, without running it, when it is not to be tried.
+        Where `is_failure` answers None, the exception is our own and says nothing about the server.
+
+        Raises CircuitOpenError, without running it, when it is not to be tried.
         """
         attempt = self.acquire(proof)
         try:
