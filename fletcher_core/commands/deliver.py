@@ -38,10 +38,10 @@ def run(options: argparse.Namespace) -> int:
     with open_store(options) as store, LongbowClient(longbow_settings(options, store)) as client:
         line = ProgressLine(sys.stderr)
         with Sender(newest(store), client) as sender:
-            waiting = sum(pending_rows(sender.report()))
+            waiting = pending_rows(sender.report())
 
             def show(report: DeliveryReport) -> None:
-                left = sum(pending_rows(report))
+                left = pending_rows(report)
                 total = max(waiting, left)
                 line.show(f"{total - left} of {total} rows delivered{_hindrance(report)}")
 
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
                 report = drain(sender, timeout=options.timeout, progress=show)
             finally:
                 line.end()
-    left = sum(pending_rows(report))
+    left = pending_rows(report)
     print(
         f"{report.dataset} to Longbow at {report.target}: {report.rows_sent} rows sent ({report.bytes_sent} bytes) in "
         f"{time.monotonic() - started:.1f} s, {report.rows_retired} outdated rows deleted; "
@@ -61,9 +61,9 @@ def run(options: argparse.Namespace) -> int:
     return 1
 
 
-def pending_rows(report: DeliveryReport) -> list[int]:
-    """Rows that are not searchable yet, by state."""
-    return [count for state, count in report.rows.items() if state != "searchable"]
+def pending_rows(report: DeliveryReport) -> int:
+    """How many rows are not searchable yet."""
+    return sum(count for state, count in report.rows.items() if state != "searchable")
 
 
 def why_not_complete(report: DeliveryReport) -> str:
