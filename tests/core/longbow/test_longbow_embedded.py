@@ -249,5 +249,6 @@ def test_a_put_that_is_left_open_does_not_keep_it_from_ending(folder: Path) -> N
     )
     writer.write_table(table)
     assert stop_embedded(folder)
-    with pytest.raises(flight.FlightUnavailableError):
+    # The connection is gone, or the server said so before: which of the two comes first is chance.
+    with pytest.raises((flight.FlightUnavailableError, flight.FlightCancelledError)):
         writer.close()
