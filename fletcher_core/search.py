@@ -74,8 +74,8 @@ def _growing_searches(
             (found,) = client.search(generation.name, vector[None, :], wanted)
         except LongbowNotFound as error:
             raise LongbowNotFound(
-                f"{error}: dataset {generation.name!r} was not delivered to Longbow at {client.address.data}. "
-                "Materialize with that Longbow configured, or drain a Sender to it"
+                f"{error}: it was never delivered there, or is lost. Send what is in the store with `fletcher "
+                "deliver`, or run with that Longbow configured"
             ) from error
         yield _current(generation, dict(zip(found["id"].to_pylist(), found["score"].to_pylist(), strict=True)))
         if found.num_rows < wanted:

@@ -12,6 +12,7 @@ from fletcher_core.commands.options import (
     longbow_settings,
     newest,
     open_store,
+    seconds,
 )
 from fletcher_core.commands.progress_line import ProgressLine
 from fletcher_core.longbow.client import LongbowClient
@@ -24,7 +25,7 @@ def add(commands: Commands) -> None:
     command = commands.add_parser("deliver", help="send to Longbow what waits in the store")
     command.add_argument(
         "--timeout",
-        type=float,
+        type=seconds,
         metavar="SECONDS",
         help="go on for so long, through outages too; without it, until all is searchable or the server is down",
     )

@@ -1,6 +1,7 @@
 """The arguments that several commands share, and what they name: a store, a Longbow server."""
 
 import argparse
+import math
 import os
 import re
 from dataclasses import replace
@@ -54,6 +55,14 @@ def add_longbow(command: argparse.ArgumentParser) -> None:
     command.add_argument("--longbow-meta", default="", help="its meta address; the next port by default")
     for option, described in _TLS_OPTIONS.items():
         command.add_argument(option, default="", help=described)
+
+
+def seconds(text: str) -> float:
+    """A time above 0, for argparse."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 seconds")
+    return value
 
 
 def open_store(options: argparse.Namespace) -> VectorStore:

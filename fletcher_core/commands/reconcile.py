@@ -3,7 +3,15 @@
 import argparse
 import sys
 
-from fletcher_core.commands.options import Commands, add_longbow, add_store, longbow_settings, newest, open_store
+from fletcher_core.commands.options import (
+    Commands,
+    add_longbow,
+    add_store,
+    longbow_settings,
+    newest,
+    open_store,
+    seconds,
+)
 from fletcher_core.commands.progress_line import ProgressLine
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.longbow.reconcile import ReconcileReport, reconcile
@@ -13,7 +21,7 @@ def add(commands: Commands) -> None:
     """Describe the arguments."""
     command = commands.add_parser("reconcile", help="compare store and Longbow, send again what is missing there")
     command.add_argument("--dry-run", action="store_true", help="only compare")
-    command.add_argument("--timeout", type=float, metavar="SECONDS", help="of sending again; no limit by default")
+    command.add_argument("--timeout", type=seconds, metavar="SECONDS", help="of sending again; no limit by default")
     add_longbow(command)
     add_store(command)
 

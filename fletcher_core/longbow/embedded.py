@@ -196,7 +196,14 @@ def _free_port(address: str) -> str:
 @contextlib.contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
     """One starter at a time; whoever waits finds the server running."""
-    with path.open("w") as file:
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise LongbowError(
+            f"the embedded Longbow server of {path.parent} cannot be started: {error.strerror}. Allow writing there, "
+            "or name a server that runs"
+        ) from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
