@@ -16,6 +16,7 @@ import openvino.properties as props
 import openvino.properties.hint as hints
 
 from fletcher_core.batching import Batching
+from fletcher_core.engines import signal_stack
 from fletcher_core.engines.cores import available_cores
 from fletcher_core.engines.engine import Precision
 from fletcher_core.engines.openvino_graph import encoder_graph
@@ -57,8 +58,9 @@ class OpenVinoEngine:
         precision: Precision = "auto",
         threads: int | None = None,
     ):
-        core = ov.Core()
-        self.device = str(core.get_property("CPU", props.device.full_name)).strip()
+        with signal_stack.kept():
+            core = ov.Core()
+            self.device = str(core.get_property("CPU", props.device.full_name)).strip()
         self.precision = _choose_precision(precision, core)
         self.dimension = dimension
         int8 = self.precision == "int8"
@@ -78,9 +80,10 @@ class OpenVinoEngine:
         if int8:
             settings[hints.dynamic_quantization_group_size] = group_size(package.architecture)
         try:
-            compiled = core.compile_model(graph, "CPU", settings)
-            # One request more than streams, so that a stream never waits for Python to hand it the next batch.
-            self._requests = [compiled.create_infer_request() for _ in range(threads + 1)]
+            with signal_stack.kept():
+                compiled = core.compile_model(graph, "CPU", settings)
+                # One request more than streams, so that a stream never waits for Python to hand it the next batch.
+                self._requests = [compiled.create_infer_request() for _ in range(threads + 1)]
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot compile {package.name!r} for this CPU: {error}") from error
 

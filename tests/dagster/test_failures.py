@@ -123,8 +123,7 @@ def test_rows_wait_for_a_longbow_that_is_down_and_go_with_the_next_run(project: 
 def alone(test: str) -> bool:
     """Run a test of this file in a process of its own, unless this is that process; whether it is done.
 
-    After some hundred other tests in one process an interrupt can end it with a segmentation fault, before and after
-    which all is well. An interrupt hits whatever the process is at, also code of libraries that does not expect it.
+    An interrupt hits whatever the process is at, and what other tests have left in it.
     """
     if os.environ.get("FLETCHER_ALONE") == test:
         return False

@@ -1,4 +1,6 @@
+import ctypes
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fletcher_core import Embedder
+from fletcher_core.engines import EngineSpec, signal_stack
 from fletcher_core.engines.openvino import OpenVinoEngine, pad
 from fletcher_core.engines.openvino_graph import encoder_graph
 from fletcher_core.errors import ConfigError
@@ -144,3 +147,13 @@ def test_engine_survives_a_consumer_that_stops_early(minilm: Embedder) -> None:
     with pytest.raises(ValueError, match="tokenizer failed"):
         list(minilm.engine.run(failing()))
     assert len(list(minilm.engine.run(batches))) == 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
+def test_loading_leaves_the_threads_signal_stack_as_it_was(golden: Path) -> None:
+    """OpenVINO frees the one that it sets: the next Ctrl-C would be a segmentation fault."""
+    libc, stacks = ctypes.CDLL(None), (signal_stack._Stack(), signal_stack._Stack())
+    libc.sigaltstack(None, ctypes.byref(stacks[0]))
+    EngineSpec(str(golden / "bert_tiny"), "bert_tiny", "openvino", "fp32", True, 128, threads=1).load()
+    libc.sigaltstack(None, ctypes.byref(stacks[1]))
+    assert [(stack.sp, stack.flags) for stack in stacks] == 2 * [(stacks[0].sp, stacks[0].flags)]
