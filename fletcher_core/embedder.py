@@ -394,9 +394,9 @@ class Embedder:
         `windows` is drawn from and tokenized on a thread of its own, `ahead` windows in advance; with 0 it happens on
         this thread. Yields each window's payload with its result, in order. Texts that were cut or are invalid, texts
         that the engine failed on, and vectors that are unsound also in float32 on another engine are flagged, not
-        raised; a text without tokens has a vector of NaN. `on_batch` is
-        called on this thread with the number of sequences (texts or chunks of them) of each batch that is through.
-        `place` may give the float32 [n, dim] array for a window's vectors, which `EmbeddedTexts.vectors` then is.
+        raised; a text without tokens has a vector of NaN. `on_batch` is called on this thread with the number of
+        sequences (texts or chunks of them) of each batch that is through. `place` may give the float32 [n, dim] array
+        for a window's vectors, which `EmbeddedTexts.vectors` then is.
         `busy` is told when "tokenize", "compute" and "guard" were at work, from the thread that was.
 
         Raises:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from fletcher_core.errors import LongbowNotFound, LongbowUnavailable
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.longbow.drain import drain
-from fletcher_core.longbow.retirement import live_sequences
+from fletcher_core.longbow.retirement import holders, live_sequences
 from fletcher_core.longbow.sender import Sender, SenderSettings
 from fletcher_core.longbow.wire import BLOCK_ROWS
 from fletcher_core.store.generation import Generation
@@ -139,7 +139,7 @@ class _Comparison:
     @cached_property
     def is_known(self) -> npt.NDArray[np.bool_]:
         """Of each row on the server, whether a segment of the store has, or had, its id."""
-        return self.holders(self.ids) >= 0
+        return holders(self.segments, self.ids) >= 0
 
     @cached_property
     def missing(self) -> npt.NDArray[np.int64]:
@@ -158,15 +158,6 @@ class _Comparison:
     @property
     def unknown(self) -> int:
         return int((~self.is_live & ~self.is_known).sum())
-
-    def holders(self, sequences: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The place among `segments` of the one that a sequence belongs to, -1 where there is none."""
-        if not self.segments:
-            return np.full(len(sequences), -1, dtype=np.int64)
-        firsts = np.array([segment.first_sequence for segment in self.segments])
-        lasts = np.array([segment.last_sequence for segment in self.segments])
-        places = np.searchsorted(firsts, sequences, side="right") - 1
-        return np.where((places >= 0) & (sequences <= lasts[places]), places, -1)
 
     def deletable(self) -> tuple[npt.NDArray[np.int64], int]:
         """Ids of outdated rows, and how many are not among them as their stored batch would have no row left.
@@ -200,14 +191,14 @@ def _compare(generation: Generation, client: LongbowClient, say: Callable[[str],
         seen += len(column.dictionary)
         say(f"{place + 1} of {len(ranges)} parts of the server's rows compared")
     found = _Comparison(segments, live_sequences(generation), np.concatenate(ids), np.concatenate(blocks))
-    committed_before = found.holders(found.live) >= 0
+    committed_before = holders(found.segments, found.live) >= 0
     late = np.isin(found.ids, found.live[~committed_before])
     return replace(found, live=found.live[committed_before], ids=found.ids[~late], blocks=found.blocks[~late])
 
 
 def _mark_missing(generation: Generation, target: str, found: _Comparison) -> None:
     """Tell the ledger which segments the server has lost rows of: as 'sending' they are read back, then completed."""
-    for place in np.unique(found.holders(found.missing)).tolist():
+    for place in np.unique(holders(found.segments, found.missing)).tolist():
         label = found.segments[place].label
         if generation.manifest.delivery(target, label).state in DELIVERED:
             generation.manifest.record_delivery(target, label, "sending")

@@ -81,19 +81,33 @@ def safe_to_delete(
     A stored batch is one block of one segment. Live rows are never deleted, so a block with one is safe; of a block
     without, the newest of these rows is left. Rows of segments that are no more are left too: their batch is unknown.
     """
-    firsts = np.array([segment.first_sequence for segment in segments], dtype=np.int64)
-    lasts = np.array([segment.last_sequence for segment in segments], dtype=np.int64)
-    holder = np.searchsorted(firsts, stale, side="right") - 1
-    known = holder >= 0
-    known[known] = stale[known] <= lasts[holder[known]]
-    stale, holder = stale[known], holder[known]
+    places = holders(segments, stale)
+    stale, places = stale[places >= 0], places[places >= 0]
+    firsts, lasts = _bounds(segments)
     block = stale // BLOCK_ROWS
-    low = np.maximum(firsts[holder], block * BLOCK_ROWS)
-    high = np.minimum(lasts[holder], (block + 1) * BLOCK_ROWS - 1)
+    low = np.maximum(firsts[places], block * BLOCK_ROWS)
+    high = np.minimum(lasts[places], (block + 1) * BLOCK_ROWS - 1)
     has_live = np.searchsorted(live, high, side="right") > np.searchsorted(live, low, side="left")
     is_newest = np.ones(len(stale), dtype=np.bool_)
     is_newest[:-1] = low[:-1] != low[1:]
     return stale[has_live | ~is_newest]
+
+
+def holders(segments: Sequence[Segment], sequences: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """For each sequence the place among `segments`, in sequence order, of the one that has or had it; -1 for none."""
+    if not segments:
+        return np.full(len(sequences), -1, dtype=np.int64)
+    firsts, lasts = _bounds(segments)
+    places = np.searchsorted(firsts, sequences, side="right") - 1
+    return np.where((places >= 0) & (sequences <= lasts[places]), places, -1)
+
+
+def _bounds(segments: Sequence[Segment]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """First and last sequence of each segment, int64 [segments]."""
+    return (
+        np.array([segment.first_sequence for segment in segments], dtype=np.int64),
+        np.array([segment.last_sequence for segment in segments], dtype=np.int64),
+    )
 
 
 def live_sequences(generation: Generation) -> npt.NDArray[np.int64]:

@@ -31,6 +31,7 @@ _FOOTER_KEY = "fletcher.ledger"
 _MIN_ROWS = 100_000  # fewer rows are read from the segments as fast
 _DUE_SHARE = 8  # made anew once the segments it lacks have more than an eighth of its rows
 _MEMORY_LIMIT = "2GB"
+_UNREADABLE = (OSError, pa.ArrowException, KeyError, TypeError, ValueError)
 _LOW_DIGITS = f"CAST('0x{'0f' * 16}' AS UHUGEINT)"
 
 
@@ -65,21 +66,25 @@ def text_form(number: str) -> str:
 def read_ledger(path: Path) -> Ledger | None:
     """The ledger at `path`; None when there is none that can be read."""
     try:
-        metadata = pq.read_metadata(path)
-        content: dict[str, Any] = json.loads((metadata.metadata or {})[_FOOTER_KEY.encode()])
+        rows, content = _described(path)
         if content["version"] != LEDGER_VERSION:
             return None
-        return Ledger(path, metadata.num_rows, content["sizes"], content["last_sequence"])
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        return Ledger(path, rows, content["sizes"], content["last_sequence"])
+    except _UNREADABLE:
         return None
 
 
 def _is_newer(path: Path) -> bool:
     try:
-        content = json.loads((pq.read_metadata(path).metadata or {})[_FOOTER_KEY.encode()])
-        return bool(content["version"] > LEDGER_VERSION)
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        return bool(_described(path)[1]["version"] > LEDGER_VERSION)
+    except _UNREADABLE:
         return False
+
+
+def _described(path: Path) -> tuple[int, dict[str, Any]]:
+    """Rows of a ledger file, and what its footer says. Raises one of _UNREADABLE."""
+    metadata = pq.read_metadata(path)
+    return metadata.num_rows, json.loads((metadata.metadata or {})[_FOOTER_KEY.encode()])
 
 
 def ledger_select(path: Path, segments: Sequence[Segment]) -> LedgerSelect:

@@ -17,7 +17,6 @@ from fletcher_core.errors import ConfigError
 from fletcher_core.sources import DuckDBTable, ParquetTable
 from fletcher_dagster import FletcherResource, LongbowResource
 
-ROOT = Path(__file__).resolve().parents[2]
 TWICE = dg.RetryPolicy(max_retries=1, delay=0)
 
 
@@ -120,22 +119,6 @@ def test_rows_wait_for_a_longbow_that_is_down_and_go_with_the_next_run(project: 
     assert figures["fletcher/longbow_rows_searchable"] == 6
 
 
-def alone(test: str) -> bool:
-    """Run a test of this file in a process of its own, unless this is that process; whether it is done.
-
-    An interrupt hits whatever the process is at, and what other tests have left in it.
-    """
-    if os.environ.get("FLETCHER_ALONE") == test:
-        return False
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", f"{__file__}::{test}"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    done = subprocess.run(
-        command, env={**environment, "FLETCHER_ALONE": test}, cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return True
-
-
 def interrupt_when(ready: Callable[[], object]) -> threading.Thread:
     """Sends this process what Dagster's termination and Ctrl-C send, once `ready()`."""
 
@@ -153,8 +136,6 @@ def interrupt_when(ready: Callable[[], object]) -> threading.Thread:
 def test_a_cancelled_run_stops_is_not_retried_and_leaves_what_it_committed(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if alone("test_a_cancelled_run_stops_is_not_retried_and_leaves_what_it_committed"):
-        return
     monkeypatch.setattr("fletcher_core.pipeline.WINDOW", 256)  # smaller steps, so that fewer rows will do
     rows = 12_000  # seconds of work: the interrupt must come before the end
     project.sql(f"CREATE TABLE many AS SELECT i AS id, 'text ' || i AS text FROM range({rows}) t(i)")
