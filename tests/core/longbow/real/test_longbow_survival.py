@@ -579,7 +579,7 @@ def test_a_client_outlives_several_restarts_of_its_server(start: Start, kind: st
                 client.list_datasets()
             served.process.start()
             wait_until(lambda: answers(client), 15)  # one attempt to connect may take 5 s
-            client.put("docs", pa.table({"id": pa.array([number], pa.uint64())}))
+            client.put("docs", pa.table({"id": pa.array([number], pa.uint64()), "segment": ["s1"]}))
 
 
 def answers(client: LongbowClient) -> bool:
