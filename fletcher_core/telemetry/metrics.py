@@ -1,0 +1,93 @@
+"""What Prometheus can see of Fletcher: every metric, with its labels and its unit, in one place.
+
+Whoever does the work counts here; the service shows `REGISTRY` at `/metrics`, and a run may push it. Names and units
+are by Prometheus' rules (base units, `_total` for counters); each label has few values, known beforehand, so that the
+number of series stays bounded: no text, id, path or model ever becomes a label.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+REGISTRY = CollectorRegistry()
+
+# Seconds: from a query that a cache answers to a call that waits for its deadline.
+_REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_STAGE_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
+_LAYER_SECONDS = (0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_TOKENS = (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+
+VECTORS = Counter("fletcher_vectors", "Vectors that an engine computed.", registry=REGISTRY)
+TOKENS = Counter("fletcher_tokens", "Tokens that an engine computed, without padding.", registry=REGISTRY)
+REQUEST_SECONDS = Histogram(
+    "fletcher_request_duration_seconds",
+    "From a request's arrival at the service to its answer.",
+    ["route", "status"],  # of the service's own routes, and the HTTP status or Flight's OK, FAILED
+    buckets=_REQUEST_SECONDS,
+    registry=REGISTRY,
+)
+STAGE_SECONDS = Histogram(
+    "fletcher_stage_duration_seconds",
+    "One piece of a stage's work: diff, read, tokenize, queue, compute, guard, write or send.",
+    ["stage"],
+    buckets=_STAGE_SECONDS,
+    registry=REGISTRY,
+)
+LAYER_SECONDS = Histogram(
+    "fletcher_layer_duration_seconds",
+    "A layer of the model over one batch, of the batches that are sampled.",
+    ["layer"],
+    buckets=_LAYER_SECONDS,
+    registry=REGISTRY,
+)
+DEVICE_BUSY = Histogram(
+    "fletcher_device_busy_ratio",
+    "Share of each second during which the engine had work, 0 to 1.",
+    buckets=_SHARES,
+    registry=REGISTRY,
+)
+DEVICE_MEMORY = Gauge(
+    "fletcher_device_memory_bytes",
+    "Memory of the engine's device: active, cache and peak of a GPU; resident, of the engine's process, on a CPU.",
+    ["kind"],
+    registry=REGISTRY,
+)
+BATCH_TOKENS = Histogram(
+    "fletcher_batch_tokens", "Tokens of a batch, padding included.", buckets=_TOKENS, registry=REGISTRY
+)
+PADDING = Histogram(
+    "fletcher_padding_ratio", "Share of a batch's tokens that is padding.", buckets=_SHARES, registry=REGISTRY
+)
+CACHE_REQUESTS = Counter(
+    "fletcher_cache_requests", "Look-ups of vectors known already.", ["result"], registry=REGISTRY
+)  # hit or miss
+QUEUE_TOKENS = Gauge("fletcher_queue_tokens", "Tokens that wait for the engine.", registry=REGISTRY)
+REJECTED = Counter(
+    "fletcher_rejected_requests", "Requests turned away before they were computed.", ["reason"], registry=REGISTRY
+)  # overload, deadline, draining, too_large, unauthorized, disconnected
+OUTPUT_INVALID = Counter(
+    "fletcher_output_invalid",
+    "Vectors that were not finite, or not of unit length where they must be.",
+    registry=REGISTRY,
+)
+QUARANTINED = Counter("fletcher_quarantined_rows", "Rows set aside.", ["reason"], registry=REGISTRY)
+FAILOVERS = Counter(
+    "fletcher_failovers",
+    "Changes from one engine to another.",
+    ["from", "to", "cause"],  # engines' names; lost, refused, distrusted or recovered
+    registry=REGISTRY,
+)
+BREAKER_STATE = Gauge(
+    "fletcher_breaker_state",
+    "Circuit breaker of a Longbow server: 0 closed, 1 half-open, 2 open.",
+    ["server"],
+    registry=REGISTRY,
+)
+LONGBOW_BYTES = Counter(
+    "fletcher_longbow_bytes", "Arrow bytes exchanged with Longbow.", ["direction"], registry=REGISTRY
+)  # sent or received
+PANICS = Counter(
+    "fletcher_panics",
+    "Ends that nobody planned: of an engine's process, or of a thread by an error that is not Fletcher's.",
+    ["where"],  # engine, batcher, http or flight
+    registry=REGISTRY,
+)
