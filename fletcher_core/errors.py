@@ -36,6 +36,14 @@ class DeadlineExceeded(FletcherError):
     """The time that the caller allowed is up; nothing of this call is returned."""
 
 
+class Overloaded(FletcherError):
+    """There is no room in the queue: nothing was begun, and `retry_after` seconds from now there may be room."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class StoreError(FletcherError):
     """The vector store on disk cannot be read or written."""
 
