@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +19,7 @@ from fletcher_core.batching import WINDOW
 from fletcher_core.cache import TextKeys, VectorCache
 from fletcher_core.embed_call import EmbedCall, KeyedCache, Vectors
 from fletcher_core.engines import Engine, EngineChoice, EngineSpec, Isolation, Precision, second_opinion, start_engine
-from fletcher_core.engines.bisection import run_around_failures
+from fletcher_core.engines.bisection import Computed, run_around_failures
 from fletcher_core.engines.failover import EngineHealth, FailoverEngine
 from fletcher_core.engines.isolated import IsolatedEngine
 from fletcher_core.errors import ConfigError, EngineError, InputError
@@ -40,8 +41,9 @@ Payload = TypeVar("Payload")
 class Embedder:
     """A loaded model. Make one with `Embedder.load`; safe to use from several threads, which take turns.
 
-    Attributes: `card` (name, fingerprint, dimension), `engine`, `encoder` (prompt, lengths, long texts), `package`,
-    `cache` (may be set at any time).
+    Attributes: `card` (name, fingerprint, dimension), `engine`, `encoder` (prompt, lengths, long texts) and
+    `query_encoder` for searches, `guard` (the last look at vectors), `known_good` (a batch that every engine of the
+    model must compute), `package`, `cache` (may be set at any time).
     """
 
     def __init__(
@@ -60,10 +62,10 @@ class Embedder:
         self.encoder = encoder
         self.card = card
         self.normalize = normalize
-        self._query_encoder = query_encoder
+        self.query_encoder = query_encoder
         # What any engine of the model must be able to compute, a text of the full length among them.
-        self._known_good = encoder.encode(["known good", "word " * encoder.max_length]).sequences
-        self._guard = Guard(normalize, engine, second_engine, self._known_good)
+        self.known_good = encoder.encode(["known good", "word " * encoder.max_length]).sequences
+        self.guard = Guard(normalize, engine, second_engine, self.known_good)
         self._turn = threading.Lock()
         # Finding equal texts costs some 0.2 us a text: nothing beside a CPU's inference, 7-9 % of a GPU's with a
         # small model.
@@ -173,7 +175,7 @@ class Embedder:
     @property
     def verdict(self) -> str:
         """Completes the sentence "the vector ..." for one that is not sound in the end."""
-        return self._guard.verdict
+        return self.guard.verdict
 
     @property
     def health(self) -> EngineHealth:
@@ -182,7 +184,7 @@ class Embedder:
 
     def close(self) -> None:
         """End what the engines run in processes of their own. Who embeds after that starts another engine anew."""
-        for engine in (self.engine, self._guard.second):
+        for engine in (self.engine, self.guard.second):
             if isinstance(engine, FailoverEngine | IsolatedEngine):
                 engine.close()
 
@@ -208,7 +210,7 @@ class Embedder:
             cache.settle(self.dimension)
         # One value, set at once: a call that runs meanwhile keeps the cache that it began with.
         self._keyed = (
-            KeyedCache(cache, self._text_keys(cache, self.encoder), self._text_keys(cache, self._query_encoder))
+            KeyedCache(cache, self._text_keys(cache, self.encoder), self._text_keys(cache, self.query_encoder))
             if cache is not None
             else None
         )
@@ -275,14 +277,14 @@ class Embedder:
         return vector
 
     def _compute_query(self, text: str) -> Vectors:
-        encoded = self._query_encoder.encode([text])
+        encoded = self.query_encoder.encode([text])
         if encoded.invalid:
             raise InputError(f"the query {encoded.invalid[0].reason}")
         vectors = np.empty((1, self.dimension), np.float32)
         with self._turn:
             (vectors[:],) = self.engine.run([encoded.sequences])
             sound = sound_vectors(vectors, self.normalize)[0]
-            if not sound and not len(self._guard.retry(encoded.sequences, vectors, np.zeros(1, np.int64))):
+            if not sound and not len(self.guard.retry(encoded.sequences, vectors, np.zeros(1, np.int64))):
                 raise EngineError(f"the vector of the query {self.verdict}")
         return vectors[0]
 
@@ -437,29 +439,38 @@ class Embedder:
         def guarded() -> tuple[Payload, EmbeddedTexts]:
             started = time.perf_counter()
             payload, window = open_windows.popleft()
-            finished = window.finish(self._guard, stop)
+            finished = window.finish(self.guard, stop)
             busy("guard", started, time.perf_counter())
             return payload, finished
 
-        with stop.holding(self._turn):
-            source = batches()
-            try:
-                started = time.perf_counter()
-                for computed in run_around_failures(self.engine, source, self._known_good, stop):
-                    busy("compute", started + waited, time.perf_counter())
-                    waited = 0.0
-                    while open_windows[0][1].done:
-                        yield guarded()
-                    open_windows[0][1].accept(computed)
-                    if on_batch is not None:
-                        on_batch(len(computed.vectors))
-                    started = time.perf_counter()
-                while open_windows:
-                    if not open_windows[0][1].done:
-                        raise EngineError(f"engine {self.engine.name!r} ended a stream of batches before its last one")
+        source = batches()
+        with closing(source), closing(self.compute(source, stop)) as results:
+            started = time.perf_counter()
+            for computed in results:
+                busy("compute", started + waited, time.perf_counter())
+                waited = 0.0
+                while open_windows[0][1].done:
                     yield guarded()
-            finally:
-                source.close()
+                open_windows[0][1].accept(computed)
+                if on_batch is not None:
+                    on_batch(len(computed.vectors))
+                started = time.perf_counter()
+            while open_windows:
+                if not open_windows[0][1].done:
+                    raise EngineError(f"engine {self.engine.name!r} ended a stream of batches before its last one")
+                yield guarded()
+
+    def compute(self, batches: Iterable[TokenBatch], stop: Stop = NEVER) -> Generator[Computed]:
+        """What the engine makes of `batches`, planned by `engine.batching`, in order; the embedder's turn is held.
+
+        Vectors are not looked at: see `guard`. A text that the engine fails on is named in its batch's result.
+
+        Raises:
+            EngineError: the engine is broken, whatever the text.
+            RunCancelled, DeadlineExceeded: `stop` says so, also while another thread has its turn.
+        """
+        with stop.holding(self._turn):
+            yield from run_around_failures(self.engine, batches, self.known_good, stop)
 
 
 def vector_array(vectors: Vectors, missing: npt.NDArray[np.bool_] | None = None) -> pa.FixedSizeListArray:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fletcher_core.batching import Batching
 from fletcher_core.engines.bisection import Computed
 from fletcher_core.guard import Guard, sound_vectors
-from fletcher_core.stop import Stop
+from fletcher_core.stop import NEVER, Stop
 from fletcher_core.tokenizers import EncodedTexts, InvalidText
 from fletcher_core.tokens import Int32, TokenBatch
 
@@ -84,32 +84,57 @@ class TextWindow:
         Raises:
             RunCancelled, DeadlineExceeded: `stop` says so while another engine computes what was not sound.
         """
-        texts = self.texts
         sound = sound_vectors(self.vectors, guard.normalized)
-        retried = 0
-        if not sound.all():
-            again = np.flatnonzero(~sound & (texts.sequences.lengths > 0))
-            if len(again):
-                rescued = guard.retry(texts.sequences, self.vectors, again, stop)
-                retried = len(np.unique(texts.text_of[rescued]))
-                sound[rescued] = True
-                self._failed = {row: said for row, said in self._failed.items() if not sound[row]}
-        vectors = pool_chunks(self.vectors, texts, guard.normalized)
-        if vectors is not self.vectors:  # a text is as sound as its chunks, and as their mean
-            of_all = np.ones(len(vectors), bool)
-            np.logical_and.at(of_all, texts.text_of, sound)
-            sound = of_all & sound_vectors(vectors, guard.normalized)
-        return EmbeddedTexts(
-            vectors=vectors,
-            token_counts=texts.token_counts,
-            cut=texts.cut,
-            sound=sound,
-            invalid=texts.invalid,
-            failed={int(texts.text_of[row]): reason for row, reason in self._failed.items()},
-            computed_tokens=len(texts.sequences.ids),
-            padded_tokens=self.padded_tokens,
-            retried=retried,
-        )
+        return finish_texts(self.texts, self.vectors, sound, self._failed, self.padded_tokens, guard, stop)
+
+
+def finish_texts(
+    texts: EncodedTexts,
+    vectors: Vectors,
+    sound: npt.NDArray[np.bool_],
+    failed: dict[int, str],
+    padded_tokens: int,
+    guard: Guard,
+    stop: Stop = NEVER,
+) -> EmbeddedTexts:
+    """Sequences -> texts: what is not sound is computed again, chunks are joined.
+
+    Args:
+        texts: m sequences of n texts.
+        vectors: float32 [m, dim], written to where another engine computes them anew.
+        sound: bool [m], which of them are finite and, where normalized, of unit length.
+        failed: by sequence, what the engine said of those that it failed on.
+        padded_tokens: that the engine ran for them.
+        guard: the other engine.
+        stop: of its work.
+
+    Raises:
+        RunCancelled, DeadlineExceeded: `stop` says so.
+    """
+    retried = 0
+    if not sound.all():
+        again = np.flatnonzero(~sound & (texts.sequences.lengths > 0))
+        if len(again):
+            rescued = guard.retry(texts.sequences, vectors, again, stop)
+            retried = len(np.unique(texts.text_of[rescued]))
+            sound[rescued] = True
+            failed = {row: said for row, said in failed.items() if not sound[row]}
+    pooled = pool_chunks(vectors, texts, guard.normalized)
+    if pooled is not vectors:  # a text is as sound as its chunks, and as their mean
+        of_all = np.ones(len(pooled), bool)
+        np.logical_and.at(of_all, texts.text_of, sound)
+        sound = of_all & sound_vectors(pooled, guard.normalized)
+    return EmbeddedTexts(
+        vectors=pooled,
+        token_counts=texts.token_counts,
+        cut=texts.cut,
+        sound=sound,
+        invalid=texts.invalid,
+        failed={int(texts.text_of[row]): reason for row, reason in failed.items()},
+        computed_tokens=len(texts.sequences.ids),
+        padded_tokens=padded_tokens,
+        retried=retried,
+    )
 
 
 def pool_chunks(vectors: Vectors, texts: EncodedTexts, normalized: bool) -> Vectors:

@@ -1,5 +1,6 @@
 """Texts in, sequences ready for the engine out: prompt, special tokens, and the policy for texts that are too long."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -29,6 +30,37 @@ class EncodedTexts:
     token_counts: Int32
     cut: npt.NDArray[np.bool_]
     invalid: tuple[InvalidText, ...] = ()
+
+    def part(self, first: int, last: int) -> "EncodedTexts":
+        """The texts from `first` up to `last`, which is not among them."""
+        begin, end = np.searchsorted(self.text_of, [first, last]).tolist()
+        starts = self.sequences.cu_seqlens[begin : end + 1]
+        return EncodedTexts(
+            TokenBatch(self.sequences.ids[starts[0] : starts[-1]], starts - starts[0]),
+            self.text_of[begin:end] - first,
+            self.token_counts[first:last],
+            self.cut[first:last],
+            tuple(InvalidText(bad.row - first, bad.reason) for bad in self.invalid if first <= bad.row < last),
+        )
+
+    @classmethod
+    def joined(cls, parts: "Sequence[EncodedTexts]") -> "EncodedTexts":
+        """The texts of all of `parts`, one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        before = cumulative(np.array([len(part.token_counts) for part in parts]))[:-1].tolist()
+        lengths = np.concatenate([part.sequences.lengths for part in parts])
+        return cls(
+            TokenBatch(np.concatenate([part.sequences.ids for part in parts]), cumulative(lengths)),
+            np.concatenate([part.text_of + rows for part, rows in zip(parts, before, strict=True)]),
+            np.concatenate([part.token_counts for part in parts]),
+            np.concatenate([part.cut for part in parts]),
+            tuple(
+                InvalidText(bad.row + rows, bad.reason)
+                for part, rows in zip(parts, before, strict=True)
+                for bad in part.invalid
+            ),
+        )
 
 
 class TextEncoder:

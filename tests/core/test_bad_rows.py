@@ -75,7 +75,7 @@ def token_of(embedder: Embedder, word: str) -> int:
 
 
 def with_engine(embedder: Embedder, engine: Any, second: Any = None) -> Embedder:
-    encoders = (embedder.encoder, embedder._query_encoder)
+    encoders = (embedder.encoder, embedder.query_encoder)
     return Embedder(embedder.package, engine, *encoders, embedder.card, embedder.normalize, None, second)
 
 

@@ -51,7 +51,7 @@ class Counting:
 def like(other: Embedder, cache: VectorCache | None = None, name: str | None = None) -> tuple[Embedder, Counting]:
     """The same model behind a counting engine."""
     engine = Counting(other.engine, name)
-    parts = (other.package, engine, other.encoder, other._query_encoder, other.card, other.normalize, cache)
+    parts = (other.package, engine, other.encoder, other.query_encoder, other.card, other.normalize, cache)
     return Embedder(*parts), engine
 
 

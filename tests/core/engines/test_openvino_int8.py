@@ -84,7 +84,7 @@ def test_int8_vectors_are_those_of_another_model(int8: Embedder, minilm: Embedde
 def test_a_shared_cache_keeps_int8_apart(int8: Embedder, minilm: Embedder) -> None:
     cache = VectorCache(1 << 20)
     rounded, exact = (
-        Embedder(e.package, e.engine, e.encoder, e._query_encoder, e.card, e.normalize, cache).embed(["a text"])
+        Embedder(e.package, e.engine, e.encoder, e.query_encoder, e.card, e.normalize, cache).embed(["a text"])
         for e in (int8, minilm)
     )
     assert not np.array_equal(rounded, exact)
