@@ -200,7 +200,7 @@ class Embedder:
         Raises:
             ConfigError: when set to something else, to a cache of another dimension, or one too small for a vector.
         """
-        return self._keyed.cache if self._keyed is not None else None
+        return self.keyed.cache if self.keyed is not None else None
 
     @cache.setter
     def cache(self, cache: VectorCache | None) -> None:
@@ -209,7 +209,7 @@ class Embedder:
                 raise ConfigError(f"cache is {cache!r}; give a VectorCache, such as VectorCache(100_000_000) of bytes")
             cache.settle(self.dimension)
         # One value, set at once: a call that runs meanwhile keeps the cache that it began with.
-        self._keyed = (
+        self.keyed = (
             KeyedCache(cache, self._text_keys(cache, self.encoder), self._text_keys(cache, self.query_encoder))
             if cache is not None
             else None
@@ -265,7 +265,7 @@ class Embedder:
         """
         if not isinstance(text, str):
             raise InputError(f"the query is {type(text).__name__}, not str")
-        keyed = self._keyed
+        keyed = self.keyed
         if keyed is None:
             return self._compute_query(text)
         key = keyed.queries.key(text)
@@ -307,7 +307,7 @@ class Embedder:
 
     def _embed(self, texts: Column, missing: npt.NDArray[np.bool_], stop: Stop, dataset: str) -> Vectors:
         """Vectors of `texts`, zeros for those that are `missing`; any other text without a good vector is an error."""
-        call = EmbedCall(texts, missing, self.dimension, self._keyed, dataset, self._find_equal)
+        call = EmbedCall(texts, missing, self.dimension, self.keyed, dataset, self._find_equal)
         windows = call.windows()
         first = next(windows, None)
         if first is not None:  # a call whose texts are all known does not wait for the device

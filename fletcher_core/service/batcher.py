@@ -369,8 +369,8 @@ class Batcher:
     def _learn(self, tokens: int, seconds: float, still_flying: int) -> None:
         with self._lock:
             self._flying = max(0, self._flying - tokens)
-        # The last batches of a stream come back at once, as they were computed beside the ones before.
-        if still_flying and seconds > 0:
+        # Small batches say nothing of what large ones take; the last ones of a stream were computed beside others.
+        if still_flying and tokens >= self.embedder.engine.batching.token_budget / 2 and seconds > 0:
             rate = tokens / seconds
             self._rate = rate if not self._rate else self._rate + _RATE_SHARE * (rate - self._rate)
 

@@ -1,0 +1,117 @@
+"""One HTTP request: its body within bounds, and its vectors, as long as the client is there and its time is not up."""
+
+import asyncio
+import math
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+
+from starlette.requests import ClientDisconnect, Request
+
+from fletcher_core.errors import DeadlineExceeded, FletcherError
+from fletcher_core.service.http.errors import Problem
+from fletcher_core.telemetry.metrics import REJECTED
+from fletcher_core.text_window import EmbeddedTexts
+
+TIMEOUT_HEADER = "x-request-timeout"
+
+
+class Disconnected(Exception):
+    """The client is gone: nobody needs an answer."""
+
+
+async def read_body(request: Request, most: int, seconds: float) -> bytes:
+    """The whole body.
+
+    Raises:
+        Problem: it is longer than `most` bytes, or did not arrive within `seconds`.
+        Disconnected: the client went away before.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > most:
+        raise _too_large(most)
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(seconds):
+            async for piece in request.stream():
+                size += len(piece)
+                if size > most:
+                    raise _too_large(most)
+                pieces.append(piece)
+    except TimeoutError:
+        raise Problem(408, f"the request's body did not arrive within {seconds:g} s") from None
+    except ClientDisconnect:
+        raise Disconnected from None
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def allowed_seconds(request: Request, most: float) -> float:
+    """The time that the client allows in `x-request-timeout`, the service's own where it says nothing.
+
+    Raises:
+        Problem: it is no number above 0.
+    """
+    said = request.headers.get(TIMEOUT_HEADER)
+    if said is None:
+        return most
+    with suppress(ValueError):
+        seconds = float(said)
+        if 0 < seconds < math.inf:
+            return min(seconds, most)
+    raise Problem(400, f"{TIMEOUT_HEADER} is {said!r}: give a number of seconds above 0", param=TIMEOUT_HEADER)
+
+
+async def vectors_of(
+    request: Request, submit: Callable[[float], "Future[EmbeddedTexts]"], seconds: float
+) -> EmbeddedTexts:
+    """What `submit`, called with `seconds`, gives; dropped where the client goes away or the time is up meanwhile.
+
+    Raises:
+        Problem: what the failure is in HTTP's terms.
+        Disconnected: the client went away.
+    """
+    loop = asyncio.get_running_loop()
+    answered: asyncio.Future[None] = loop.create_future()
+    try:
+        computing = submit(seconds)
+    except FletcherError as error:
+        raise Problem.of(error) from error
+
+    def wake() -> None:
+        if not answered.done():
+            answered.set_result(None)
+
+    def done(_: "Future[EmbeddedTexts]") -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(wake)
+
+    computing.add_done_callback(done)
+    gone = loop.create_task(_until_gone(request))
+    gone.add_done_callback(lambda _: wake())
+    timer = loop.call_later(seconds, wake)
+    try:
+        await answered
+        if computing.done():
+            return computing.result()
+        if gone.done():
+            REJECTED.labels("disconnected").inc()
+            raise Disconnected
+        REJECTED.labels("deadline").inc()
+        raise DeadlineExceeded(f"the texts were not embedded within {seconds:g} s: allow more time, or send fewer")
+    except FletcherError as error:
+        raise Problem.of(error) from error
+    finally:
+        timer.cancel()
+        gone.cancel()
+        computing.cancel()
+
+
+async def _until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _too_large(most: int) -> Problem:
+    REJECTED.labels("too_large").inc()
+    return Problem(413, f"the request's body is over {most} bytes: send fewer texts at a time", code="too_large")

@@ -1,0 +1,97 @@
+"""What every request passes on its way in and out: its key is looked at, its id and its time are noted."""
+
+import hmac
+import logging
+import time
+from collections.abc import Sequence
+from uuid import uuid4
+
+import structlog
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fletcher_core.service.http.call import Disconnected
+from fletcher_core.service.http.errors import Problem, openai_error, tei_error
+from fletcher_core.telemetry.metrics import PANICS, REJECTED, REQUEST_SECONDS
+
+_LOG = logging.getLogger(__name__)
+
+_REQUEST_ID = b"x-request-id"
+_MOST_LETTERS = 128  # of an id that the client gives
+_CLIENT_GONE = 499
+
+
+class Door:
+    """ASGI middleware.
+
+    Args:
+        app: what is behind it.
+        keys: of which a request must carry one; none lets everybody in.
+        routes: that exist; of others the metrics say "other".
+        unlocked: routes that need no key.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str], routes: frozenset[str], unlocked: frozenset[str]) -> None:
+        self._app = app
+        self._keys = [key.encode() for key in keys]
+        self._routes = routes
+        self._unlocked = unlocked
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        path: str = scope["path"]
+        headers = dict(scope["headers"])
+        request_id = _request_id(headers)
+        status = 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (_REQUEST_ID, request_id)]
+            await send(message)
+
+        structlog.contextvars.bind_contextvars(request_id=request_id.decode())
+        try:
+            if self._keys and path not in self._unlocked and not self._opens(headers):
+                REJECTED.labels("unauthorized").inc()
+                await _no_entry(path)(scope, receive, sending)
+            else:
+                await self._app(scope, receive, sending)
+        except Disconnected:
+            status = _CLIENT_GONE
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+            PANICS.labels("http").inc()
+            _LOG.exception("a request failed by an error that nobody planned for")
+            if not status:
+                problem = Problem(500, f"an error that nobody planned for: {type(error).__name__}", "server_error")
+                await _in_words_of(path, problem)(scope, receive, sending)
+        finally:
+            structlog.contextvars.unbind_contextvars("request_id")
+            route = path if path in self._routes else "other"
+            REQUEST_SECONDS.labels(route, str(status)).observe(time.perf_counter() - began)
+
+    def _opens(self, headers: dict[bytes, bytes]) -> bool:
+        """Whether the request carries a key that is known; it takes as long whichever it is."""
+        scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
+        given = bearer.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+        known = [hmac.compare_digest(given, key) for key in self._keys]
+        return any(known)
+
+
+def _request_id(headers: dict[bytes, bytes]) -> bytes:
+    given = headers.get(_REQUEST_ID, b"")[:_MOST_LETTERS]
+    return given if given and all(0x21 <= letter <= 0x7E for letter in given) else uuid4().hex.encode()
+
+
+def _in_words_of(path: str, problem: Problem) -> Response:
+    return openai_error(problem) if path.startswith("/v1/") else tei_error(problem)
+
+
+def _no_entry(path: str) -> Response:
+    words = "give an API key of this service: Authorization: Bearer KEY"
+    headers = {"www-authenticate": "Bearer"}
+    return _in_words_of(path, Problem(401, words, code="invalid_api_key", headers=headers))
