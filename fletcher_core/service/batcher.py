@@ -42,9 +42,9 @@ _WINDOW_SECONDS = 0.1
 _BYTES_PER_TOKEN = 4
 _SPECIAL_TOKENS = 2
 # How much of a new measurement goes into the rate.
-_RATE_SHARE = 0.2
-# Of the time that a request has left, what the queue ahead of it may take: estimates are that good.
-_PATIENCE = 0.8
+_RATE_SHARE = 0.05
+# Of the time that a request has, what the queue ahead of it may take: estimates are that good.
+_PATIENCE = 0.5
 
 
 @dataclass(eq=False)
@@ -57,6 +57,7 @@ class _Request:
     size: int
     deadline: float
     future: "Future[EmbeddedTexts]"
+    arrived: float
     is_probe: bool = False
     taken: int = 0
     left: int = 0
@@ -65,6 +66,23 @@ class _Request:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+
+class _Rate:
+    """Tokens over seconds, each a moving average: batches that come back two at a time do not count as quick ones."""
+
+    def __init__(self) -> None:
+        self._tokens = self._seconds = 0.0
+
+    @property
+    def per_second(self) -> float:
+        return self._tokens / self._seconds if self._seconds else 0.0
+
+    def add(self, tokens: int, seconds: float) -> None:
+        if not self._seconds:
+            self._tokens, self._seconds = float(tokens), seconds
+        self._tokens += _RATE_SHARE * (tokens - self._tokens)
+        self._seconds += _RATE_SHARE * (seconds - self._seconds)
 
 
 @dataclass(frozen=True)
@@ -134,7 +152,8 @@ class Batcher:
         self._queue: deque[_Request] = deque()
         self._queued = 0  # tokens, of what is not taken yet
         self._flying = 0  # tokens, of what is taken and not back yet
-        self._rate = 0.0  # tokens a second
+        self._rate = _Rate()
+        self._tokens_per_estimated = 1.0
         self._closing = False
         self._open: dict[int, _Window] = {}
         self._encoders = {"documents": embedder.encoder, "queries": embedder.query_encoder}
@@ -151,8 +170,8 @@ class Batcher:
 
     @property
     def rate(self) -> float:
-        """Tokens a second of late, 0 before the first batch."""
-        return self._rate
+        """Tokens a second of late, 0 before there was a batch worth measuring."""
+        return self._rate.per_second
 
     def submit(
         self, texts: "Column | TokenBatch", *, seconds: float | None = None, kind: Kind = "documents"
@@ -208,7 +227,8 @@ class Batcher:
 
     def _request(self, texts: "Column | TokenBatch", kind: Kind, seconds: float) -> _Request:
         size = self._estimate(texts)
-        return _Request(texts, kind, size, time.monotonic() + seconds, Future(), left=size)
+        now = time.monotonic()
+        return _Request(texts, kind, size, now + seconds, Future(), now, left=size)
 
     def _estimate(self, texts: "Column | TokenBatch") -> int:
         if isinstance(texts, TokenBatch):
@@ -226,8 +246,10 @@ class Batcher:
         if self._closing:
             REJECTED.labels("draining").inc()
             raise Overloaded("the service is ending: ask another one", 1.0)
-        ahead = self._queued + self._flying
-        wait = ahead / self._rate if self._rate else 0.0
+        ahead = self._queued * self._tokens_per_estimated + self._flying
+        wait = ahead / self.rate if self.rate else 0.0
+        if self._queue:  # how long the first one has waited says more than any estimate
+            wait = max(wait, request.arrived - self._queue[0].arrived)
         # An idle service takes any request: it would never have more room.
         if ahead and (self._queued + request.size > self.settings.max_queue_tokens or wait > _PATIENCE * seconds):
             REJECTED.labels("overload").inc()
@@ -296,6 +318,7 @@ class Batcher:
                     _fail(part.request, error)
                 continue
             self._open[id(window)] = window
+            self._learn_estimate(parts, len(window.texts.sequences.ids))
             self._deliver(window, window.without_tokens())
             for rows in window.plan:
                 batch = window.texts.sequences.take(rows)
@@ -306,7 +329,7 @@ class Batcher:
 
     def _take(self) -> list[_Part]:
         """The next window, in order of arrival, with as much of every request as is fair."""
-        most = max(self._rate * _WINDOW_SECONDS, float(self.embedder.engine.batching.token_budget))
+        most = max(self.rate * _WINDOW_SECONDS, float(self.embedder.engine.batching.token_budget))
         parts: list[_Part] = []
         late: list[_Request] = []
         now = time.monotonic()
@@ -371,8 +394,11 @@ class Batcher:
             self._flying = max(0, self._flying - tokens)
         # Small batches say nothing of what large ones take; the last ones of a stream were computed beside others.
         if still_flying and tokens >= self.embedder.engine.batching.token_budget / 2 and seconds > 0:
-            rate = tokens / seconds
-            self._rate = rate if not self._rate else self._rate + _RATE_SHARE * (rate - self._rate)
+            self._rate.add(tokens, seconds)
+
+    def _learn_estimate(self, parts: list[_Part], tokens: int) -> None:
+        estimated = sum(part.request.size * (part.last - part.first) / len(part.request) for part in parts)
+        self._tokens_per_estimated += _RATE_SHARE * (tokens / max(estimated, 1.0) - self._tokens_per_estimated)
 
     def _deliver(self, window: _Window, complete: Sequence[int]) -> None:
         for at in complete:
