@@ -81,6 +81,10 @@ class BrokenEngine:
         """See `Engine`."""
         return self._engine.batching
 
+    def device_memory(self) -> dict[str, int]:
+        """See `Engine`."""
+        return self._engine.device_memory()
+
     def run(self, batches: Iterable[TokenBatch], stop: Stop = NEVER) -> Iterator[npt.NDArray[np.float32]]:
         """See `Engine`."""
         sent: list[TokenBatch] = []

@@ -9,6 +9,8 @@ on a hit, and in which texts that were never asked for again go first.
 import hashlib
 import os
 import threading
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -18,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fletcher_core.errors import ConfigError
+from fletcher_core.telemetry.metrics import CACHE_REQUESTS
 from fletcher_core.tokens import Int64
 
 Vectors = npt.NDArray[np.float32]
@@ -146,6 +149,8 @@ class VectorCache:
             self._shards = tuple(_Shard(capacity // count, dimension) for _ in range(count))
             self._gets = tuple(shard.get for shard in self._shards)
             self.dimension = dimension
+            _settled.add(self)
+            weakref.finalize(self, _remember, self._shards).atexit = False
 
     @staticmethod
     def entry_bytes(dimension: int) -> int:
@@ -358,3 +363,34 @@ class _Shard:
         self._used[slot] = 0
         owner.entries -= 1
         return owner
+
+
+_settled: "weakref.WeakSet[VectorCache]" = weakref.WeakSet()
+# (hits, misses) of caches that are gone. Appending needs no lock, which garbage collection might find held.
+_gone: deque[tuple[int, int]] = deque([(0, 0)])
+_looking = threading.Lock()
+
+
+def _remember(shards: tuple[_Shard, ...]) -> None:
+    """A cache goes; its look-ups were made all the same."""
+    _gone.append(_lookups(shards))
+
+
+def _lookups(shards: Iterable[_Shard]) -> tuple[int, int]:
+    total = _Tally()
+    for shard in shards:
+        shard.add_to(total, None)
+    return total.hits, total.misses
+
+
+def _requests() -> dict[str, int]:
+    """Of all caches of this process, for `CACHE_REQUESTS`: what look-ups are counted for already."""
+    with _looking:
+        present = [_lookups(cache._shards) for cache in list(_settled)]
+        gone = [_gone.popleft() for _ in range(len(_gone))]
+        _gone.append((sum(hits for hits, _ in gone), sum(misses for _, misses in gone)))
+        counts = [*present, *gone]
+    return {"hit": sum(hits for hits, _ in counts), "miss": sum(misses for _, misses in counts)}
+
+
+CACHE_REQUESTS.ask(_requests)

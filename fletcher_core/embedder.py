@@ -27,7 +27,9 @@ from fletcher_core.guard import Guard, sound_vectors
 from fletcher_core.models import ModelCard, ModelPackage, resolve_model
 from fletcher_core.prefetch import prefetch
 from fletcher_core.stop import NEVER, Stop
-from fletcher_core.telemetry.stages import Busy, unwatched
+from fletcher_core.telemetry.busy_seconds import EngineWork
+from fletcher_core.telemetry.metrics import DEVICE_BUSY
+from fletcher_core.telemetry.stages import Busy, observed, unwatched
 from fletcher_core.text_window import EmbeddedTexts, TextWindow
 from fletcher_core.tokenizers import TextEncoder, load_tokenizer
 from fletcher_core.tokenizers.encode import LongText
@@ -90,6 +92,7 @@ class Embedder:
         batch_invariant: bool = False,
         isolation: Isolation = "auto",
         cache: VectorCache | None = None,
+        layer_sample: int = 0,
     ) -> "Embedder":
         """Load a model.
 
@@ -117,6 +120,8 @@ class Embedder:
             isolation: "process" runs the engine in a process of its own, watched, with another engine that takes over
                 when it fails, hangs or dies; "none" runs it in this one; "auto" isolates a GPU's engine.
             cache: keeps vectors of texts and queries; those that it has are neither tokenized nor computed again.
+            layer_sample: measure how long each layer takes of one batch in so many, for the metric
+                `fletcher_layer_duration_seconds`; 0 of none. A GPU computes such a batch alone and step by step.
 
         Raises:
             ModelError: the model is not found, damaged, or of a kind that Fletcher does not run.
@@ -126,6 +131,7 @@ class Embedder:
         for setting, value in (("max_length", max_length), ("dimension", dimension), ("threads", threads)):
             if value is not None:
                 check_whole(setting, value, 1)
+        check_whole("layer_sample", layer_sample, 0)
         for setting, text in (("prompt", prompt), ("query_prompt", query_prompt)):
             if text is not None:
                 check_prompt(setting, text)
@@ -154,6 +160,7 @@ class Embedder:
             dimension=dimension,
             threads=threads,
             batch_invariant=batch_invariant,
+            layer_sample=layer_sample,
         )
         loaded = start_engine(spec, isolation)
         identity = {
@@ -409,6 +416,7 @@ class Embedder:
         """
         open_windows: deque[tuple[Payload, TextWindow]] = deque()
         waited = 0.0
+        work, busy = EngineWork(DEVICE_BUSY), observed(busy)
 
         def encode() -> Generator[tuple[Payload, TextWindow]]:
             for payload, texts in windows:
@@ -425,13 +433,16 @@ class Embedder:
             try:
                 while True:
                     started = time.perf_counter()
+                    work.waits()
                     opened = next(encoded, None)
+                    work.goes_on()
                     waited += time.perf_counter() - started
                     if opened is None:
                         return
                     open_windows.append(opened)
                     for batch in opened[1].batches():
                         stop.check()
+                        work.sent()
                         yield batch
             finally:
                 encoded.close()
@@ -444,9 +455,10 @@ class Embedder:
             return payload, finished
 
         source = batches()
-        with closing(source), closing(self.compute(source, stop)) as results:
+        with work, closing(source), closing(self.compute(source, stop)) as results:
             started = time.perf_counter()
             for computed in results:
+                work.answered()
                 busy("compute", started + waited, time.perf_counter())
                 waited = 0.0
                 while open_windows[0][1].done:

@@ -32,6 +32,7 @@ from fletcher_core.store.recent import RecentSegments
 from fletcher_core.store.room import check_room
 from fletcher_core.store.schema import VectorType
 from fletcher_core.telemetry import DeliveryCounts, Progress, RunReport, StageClock, StageSeconds
+from fletcher_core.telemetry.stages import observed
 from fletcher_core.text_window import EmbeddedTexts
 from fletcher_core.window import Window, delete_rows, finish_window, open_window
 
@@ -378,7 +379,7 @@ class _Run:
                 self.untried.append(untried.select(["id", "replaces"]))
             window = open_window(rows)
             texts = window.rows["text"].take(pa.array(window.unique))
-            self.clock.busy("read", started, time.perf_counter())
+            observed(self.clock.busy)("read", started, time.perf_counter())
             yield window, texts
             started = time.perf_counter()
 

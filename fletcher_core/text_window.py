@@ -13,6 +13,7 @@ from fletcher_core.batching import Batching
 from fletcher_core.engines.bisection import Computed
 from fletcher_core.guard import Guard, sound_vectors
 from fletcher_core.stop import NEVER, Stop
+from fletcher_core.telemetry.metrics import OUTPUT_INVALID
 from fletcher_core.tokenizers import EncodedTexts, InvalidText
 from fletcher_core.tokens import Int32, TokenBatch
 
@@ -115,6 +116,7 @@ def finish_texts(
     if not sound.all():
         again = np.flatnonzero(~sound & (texts.sequences.lengths > 0))
         if len(again):
+            OUTPUT_INVALID.inc(len(again) - len(failed))  # those that failed have none
             rescued = guard.retry(texts.sequences, vectors, again, stop)
             retried = len(np.unique(texts.text_of[rescued]))
             sound[rescued] = True

@@ -13,6 +13,7 @@ from fletcher_core.engines.engine import Engine
 from fletcher_core.engines.unanswered import Unanswered
 from fletcher_core.errors import EngineError
 from fletcher_core.stop import NEVER, Stop
+from fletcher_core.telemetry.metrics import BATCH_TOKENS, PADDING, TOKENS, VECTORS
 from fletcher_core.tokens import TokenBatch
 
 Float32 = npt.NDArray[np.float32]
@@ -40,7 +41,7 @@ def run_around_failures(
     while True:
         try:
             for vectors in engine.run(source.batches(), stop):
-                source.answered()
+                _count(source.answered(), engine)
                 yield Computed(vectors)
             return
         except EngineError:
@@ -57,7 +58,9 @@ def _bisected(engine: Engine, batch: TokenBatch, known_good: TokenBatch, stop: S
     while waiting:
         rows = waiting.pop()
         try:
-            (vectors[rows],) = engine.run([batch.take(rows)], stop)
+            part = batch.take(rows)
+            (vectors[rows],) = engine.run([part], stop)
+            _count(part, engine)
         except EngineError as error:
             if len(rows) > 1:
                 middle = len(rows) // 2
@@ -75,3 +78,12 @@ def _see_that_it_works(engine: Engine, known_good: TokenBatch, error: EngineErro
             pass
     except EngineError:
         raise error from None
+
+
+def _count(batch: TokenBatch, engine: Engine) -> None:
+    """A batch that was computed."""
+    tokens, computed = len(batch.ids), engine.batching.computed_tokens(batch.lengths)
+    VECTORS.inc(len(batch))
+    TOKENS.inc(tokens)
+    BATCH_TOKENS.observe(computed)
+    PADDING.observe(1.0 - tokens / computed)

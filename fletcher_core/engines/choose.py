@@ -41,7 +41,7 @@ def load_engine(
             engines, for "int8" OpenVINO, which alone has it.
         threads: of the CPU engines.
         batch_invariant: of the GPU engine; the CPU engines always are.
-        settings: `normalize`, `dimension` and `precision`, as all engines take them.
+        settings: `normalize`, `dimension`, `precision` and `layer_sample`, as all engines take them.
 
     Raises:
         ConfigError: there is no such engine, no GPU for "mlx", or the engine does not have the precision.

@@ -32,6 +32,11 @@ class Engine(Protocol):
         """How sequences are put together for this device, as of now: an engine may learn."""
         ...
 
+    def device_memory(self) -> dict[str, int]:
+        """Bytes by kind, as of now or of the last batch: "active", "cache" and "peak" of a GPU; of a CPU "resident", of
+        the process that computes, or its "peak" where the system says no more. From any thread."""
+        ...
+
     def run(self, batches: Iterable[TokenBatch], stop: Stop = NEVER) -> Iterator[npt.NDArray[np.float32]]:
         """Yield float32 `[len(batch), dimension]` for each batch, in order; several batches are in flight at a time.
 

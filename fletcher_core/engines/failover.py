@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from fletcher_core.engines.isolated import EngineLost, IsolatedEngine
 from fletcher_core.engines.unanswered import Unanswered
 from fletcher_core.errors import EngineError, FletcherError
 from fletcher_core.stop import NEVER, Stop
+from fletcher_core.telemetry.metrics import FAILOVERS
 from fletcher_core.tokens import Int64, TokenBatch
 
 _LOG = logging.getLogger(__name__)
@@ -33,6 +34,11 @@ _LOG = logging.getLogger(__name__)
 _REFUSALS = 3
 
 Float32 = npt.NDArray[np.float32]
+Cause = Literal["lost", "refused", "distrusted"]
+
+
+class _Distrusted(EngineLost):
+    """Whoever looked at the vectors found wrong ones."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ class FailoverEngine:
         self._interval = self._intervals.first
         self._refusals = 0
         self._distrusted = ""
+        self._left_for: Cause | None = None  # why the first engine was left, until that is counted
         self._well_since = time.monotonic()
         self._noting = threading.Lock()
         self._closing = threading.Event()
@@ -92,8 +99,17 @@ class FailoverEngine:
     @property
     def batching(self) -> Batching:
         """See `Engine.batching`: of the engine that will compute, once it is loaded. Asked from any thread."""
+        return self.in_use.batching
+
+    @property
+    def in_use(self) -> Engine:
+        """The engine that will compute, once it is loaded."""
         standby = self._standby
-        return (self.primary if standby is None or not self.health.standing_in else standby).batching
+        return self.primary if standby is None or not self.health.standing_in else standby
+
+    def device_memory(self) -> dict[str, int]:
+        """See `Engine.device_memory`: of the engine in use."""
+        return self.in_use.device_memory()
 
     def run(self, batches: Iterable[TokenBatch], stop: Stop = NEVER) -> Iterator[Float32]:
         """See `Engine.run`.
@@ -118,7 +134,7 @@ class FailoverEngine:
                 return
             except EngineLost as error:
                 source.check()
-                self._primary_failed(error)
+                self._primary_failed(error, "distrusted" if isinstance(error, _Distrusted) else "lost")
                 # What it had in flight is not tried on it again: it may be what it fails on.
                 yield from self._with_standby(source.take(), stop)
             except EngineError as error:
@@ -142,7 +158,8 @@ class FailoverEngine:
     def _refused(self, error: EngineError) -> None:
         self._refusals += 1
         if self._refusals >= _REFUSALS:
-            self._primary_failed(error)
+            self._primary_failed(error, "refused")
+            self._count_change()  # the other one is there: it computed the batches
         else:
             self._note(failed=self.health.failed + 1, last_failure=str(error))
             _LOG.warning("engine %s failed, another computed these batches: %s", self.name, error)
@@ -150,7 +167,7 @@ class FailoverEngine:
     def _see_to_distrust(self) -> None:
         reason, self._distrusted = self._distrusted, ""
         if reason:
-            raise EngineLost(reason)
+            raise _Distrusted(reason)
 
     def _standing_in(self, source: Unanswered, stop: Stop) -> Generator[Float32, None, bool]:
         """Compute with the second engine until the first is back (False) or nothing is left (True)."""
@@ -202,12 +219,19 @@ class FailoverEngine:
             self.primary.reference = vectors.copy()
         elif isinstance(self._standby, IsolatedEngine) and not self._standby.is_alive:
             self._standby.restart()
+        self._count_change()
         return self._standby
 
-    def _primary_failed(self, error: EngineError) -> None:
+    def _count_change(self) -> None:
+        """Once the engine that takes over is known by name."""
+        if self._left_for is not None and self._standby is not None:
+            FAILOVERS.labels(self.name, self._standby.name, self._left_for).inc()
+            self._left_for = None
+
+    def _primary_failed(self, error: EngineError, cause: Cause) -> None:
         if time.monotonic() - self._well_since > self._interval:
             self._interval = self._intervals.first
-        self._refusals, self._distrusted = 0, ""
+        self._refusals, self._distrusted, self._left_for = 0, "", cause
         self.primary.close()
         self._note(failed=self.health.failed + 1, standing_in=True, last_failure=str(error))
         wait = self._next_wait()
@@ -234,6 +258,9 @@ class FailoverEngine:
             self.primary.close()
             return None
         self._well_since, self._distrusted = time.monotonic(), ""
+        if self._left_for is None and self._standby is not None:
+            FAILOVERS.labels(self._standby.name, self.name, "recovered").inc()
+        self._left_for = None
         self._note(taken_back=self.health.taken_back + 1, standing_in=False)
         _LOG.info("engine %s is well again", self.name)
         return None

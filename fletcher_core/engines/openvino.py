@@ -5,7 +5,7 @@ Padded lengths are rounded up to 16 tokens. That costs some padding and gains mo
 same to the last bit in whatever batch it runs, in int8 too. `tests/core/engines` holds it to that.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from typing import get_args
 
@@ -21,9 +21,11 @@ from fletcher_core.engines.cores import available_cores
 from fletcher_core.engines.engine import Precision
 from fletcher_core.engines.openvino_graph import encoder_graph
 from fletcher_core.engines.openvino_int8 import group_size
+from fletcher_core.engines.resident import resident_memory
 from fletcher_core.errors import ConfigError, EngineError
 from fletcher_core.models import ModelPackage, Weights
 from fletcher_core.stop import NEVER, Stop
+from fletcher_core.telemetry.layers import Sampling, layer_names, observe_layers
 from fletcher_core.tokens import TokenBatch
 
 
@@ -38,6 +40,8 @@ class OpenVinoEngine:
         precision: "auto" takes bfloat16 where the CPU computes in it and float32 elsewhere. "int8" takes int8 for the
             products with weights, and what "auto" takes for the rest.
         threads: CPU threads; None takes every core this process may use.
+        layer_sample: observe the layers of one batch in so many; 0 of none. OpenVINO takes the time of every step of
+            every batch then, and it is read for those.
 
     Raises:
         ConfigError: unknown precision, fp16, or bf16 on a CPU without it.
@@ -57,6 +61,7 @@ class OpenVinoEngine:
         dimension: int,
         precision: Precision = "auto",
         threads: int | None = None,
+        layer_sample: int = 0,
     ):
         with signal_stack.kept():
             core = ov.Core()
@@ -77,6 +82,10 @@ class OpenVinoEngine:
             props.num_streams: threads,
             props.inference_num_threads: threads,
         }
+        self._layers = layer_names(package.architecture.layers)
+        self._sampling = Sampling(layer_sample)
+        if layer_sample:
+            settings[props.enable_profiling] = True
         if int8:
             settings[hints.dynamic_quantization_group_size] = group_size(package.architecture)
         try:
@@ -91,6 +100,10 @@ class OpenVinoEngine:
     def batching(self) -> Batching:
         """See `Engine.batching`: sorted by length, cut by tokens with padding."""
         return Batching("padded", self.token_budget, self.length_multiple)
+
+    def device_memory(self) -> dict[str, int]:
+        """See `Engine.device_memory`."""
+        return resident_memory()
 
     def run(self, batches: Iterable[TokenBatch], stop: Stop = NEVER) -> Iterator[npt.NDArray[np.float32]]:
         """See `Engine.run`."""
@@ -115,14 +128,24 @@ class OpenVinoEngine:
             for request, _ in busy:
                 request.wait()
 
-    @staticmethod
-    def _finish(busy: deque, idle: deque) -> npt.NDArray[np.float32]:  # type: ignore[type-arg]
+    def _finish(self, busy: deque, idle: deque) -> npt.NDArray[np.float32]:  # type: ignore[type-arg]
         request, _ = busy[0]
         request.wait()
         vectors: npt.NDArray[np.float32] = request.get_output_tensor(0).data.copy()
+        if self._sampling.is_due():
+            self._observe(request)
         busy.popleft()
         idle.append(request)
         return vectors
+
+    def _observe(self, request: ov.InferRequest) -> None:
+        """Add up the steps of a batch by the layers that the graph's names say they belong to."""
+        seconds = Counter(dict.fromkeys(self._layers, 0.0))
+        for step in request.get_profiling_info():
+            layer = step.node_name.split("/")[0]
+            if layer in seconds:  # else one of OpenVINO's own, such as the input
+                seconds[layer] += step.real_time.total_seconds()
+        observe_layers(seconds)
 
 
 def pad(batch: TokenBatch, multiple: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:

@@ -1,7 +1,8 @@
 """The encoder as an OpenVINO graph, written in OpenVINO's own ops straight from the checkpoint's weights.
 
 B = batch, S = padded length, h = hidden size, H = heads, D = head dim. Inputs: `ids` int32 [B, S], `lengths` int32 [B];
-positions past a text's length may hold any valid id. Output: float32 [B, dimension], or [B, S, h] without pooling.
+positions past a text's length may hold any valid id. Output: float32 [B, dimension], or [B, S, h] without pooling. A
+node's name begins with the layer that it belongs to, as `layer_names` calls it, and a slash.
 """
 
 import math
@@ -16,6 +17,7 @@ from openvino import opset15 as op
 from fletcher_core.engines.openvino_int8 import int8_matrix
 from fletcher_core.models import Architecture, LayerWeights, Weights
 from fletcher_core.models.package import Pooling
+from fletcher_core.telemetry.layers import layer_names
 
 # Added to the scores of padding: far below any real score, and still finite in bfloat16 and float16.
 _MASKED_SCORE = -30000.0
@@ -43,19 +45,35 @@ def encoder_graph(
     bias = op.unsqueeze(op.multiply(op.subtract(_f32(1.0), keep), _f32(_MASKED_SCORE)), _axes(1, 2))  # [B, 1, 1, S]
     rotate = _rotation(architecture, positions)
 
+    named: set[str] = set()
+    first, *names, last = layer_names(len(weights.layers))
     x = _embed(architecture, weights, ids, positions)
-    for layer in weights.layers:
+    _name(first, [x, bias], named)
+    for name, layer in zip(names, weights.layers, strict=True):
         attended = _attention(architecture, layer, x, bias, rotate, matrix)
         x = _norm(architecture, op.add(x, attended), layer.attention_norm, layer.attention_norm_bias)
         inner = _mlp(architecture, layer, x, matrix)
         x = _norm(architecture, op.add(x, inner), layer.output_norm, layer.output_norm_bias)
+        _name(name, [x], named)
     if pooling is not None:
         x = _pool(x, pooling, keep, lengths)
         if dimension < architecture.hidden_size:  # Matryoshka: cut first, normalize after, or the norm is not one
             x = op.slice(x, _axes(0), _axes(dimension), _axes(1), _axes(1))
         if normalize:
             x = op.normalize_l2(x, _axes(1), 1e-12, "max")
+        _name(last, [x], named)
     return ov.Model([x], [ids, lengths], "encoder")
+
+
+def _name(layer: str, nodes: list[Node], named: set[str]) -> None:
+    """Put the layer before the names of `nodes` and of what they are computed from, where that has no layer yet."""
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node.get_name() not in named:
+            named.add(node.get_name())
+            node.set_friendly_name(f"{layer}/{node.get_friendly_name()}")
+            waiting += [value.get_source_output().get_node() for value in node.inputs()]
 
 
 def _embed(a: Architecture, w: Weights, ids: Node, positions: Node) -> Node:

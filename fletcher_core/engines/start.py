@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
 
+from fletcher_core.engines.device_memory import watched
 from fletcher_core.engines.engine import Engine
 from fletcher_core.engines.failover import FailoverEngine
 from fletcher_core.engines.isolated import IsolatedEngine
@@ -37,6 +38,10 @@ def start_engine(spec: EngineSpec, isolation: Isolation = "auto") -> Engine:
     """
     if isolation not in get_args(Isolation):
         raise ConfigError(f"isolation is {isolation!r}; choose one of {', '.join(get_args(Isolation))}")
+    return watched(_started(spec, isolation))
+
+
+def _started(spec: EngineSpec, isolation: Isolation) -> Engine:
     if isolation == "none" or (isolation == "auto" and not _may_run_on_gpu(spec)):
         return spec.load()
     try:

@@ -20,6 +20,7 @@ from typing import Literal
 from weakref import WeakValueDictionary
 
 from fletcher_core.errors import ConfigError
+from fletcher_core.telemetry.metrics import BREAKER_STATE
 
 CircuitState = Literal["closed", "open", "half-open"]
 
@@ -298,3 +299,14 @@ def forget_breakers() -> None:
     """Let go of the breakers that nobody uses, for a test whose server may get an earlier one's port."""
     with _registry:
         _recent.clear()
+
+
+def _states() -> dict[str, int]:
+    """For `BREAKER_STATE`."""
+    numbers: dict[CircuitState, int] = {"closed": 0, "half-open": 1, "open": 2}
+    with _registry:
+        breakers = list(_breakers.items())
+    return {address: numbers[breaker.state] for address, breaker in breakers}
+
+
+BREAKER_STATE.ask(_states)

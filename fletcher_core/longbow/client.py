@@ -29,11 +29,13 @@ from fletcher_core.longbow.transport import (
     check_settings,
     write_options,
 )
+from fletcher_core.telemetry.metrics import LONGBOW_BYTES
 
 FLUSH_ROWS = 50_000
 FLUSH_BYTES = 32 * 2**20
 MAX_ANSWER_BYTES = 512 * 2**20
 """Longest message that a server may send us, which is also the longest that Longbow sends."""
+_SENT, _RECEIVED = LONGBOW_BYTES.labels("sent"), LONGBOW_BYTES.labels("received")
 _MAX_RESULTS = 16  # of an action of which no number is expected
 
 # Reconnect soon after an outage, on connections of our own: gRPC else shares a connection and its backoff of up to
@@ -189,6 +191,7 @@ class LongbowClient:
                 _close_quietly(writer)
                 raise
             writer.close()
+        _SENT.inc(size)
         return PutResult(table.num_rows, size, slow_down)
 
     def scan(
@@ -269,6 +272,7 @@ class LongbowClient:
             )
         request = {"dataset": dataset, "vectors": queries.tolist(), "k": int(k)}
         answers = self._action("VectorSearch", request, self.settings.read_timeout, expected=len(queries))
+        _RECEIVED.inc(sum(answer.size for answer in answers))
         with self._call(self.address.data, f"VectorSearch in dataset {dataset!r}"):
             return [_read_hits(answer) for answer in answers]
 
@@ -412,6 +416,7 @@ def _checked(reader: flight.FlightStreamReader) -> Iterator[pa.RecordBatch]:
     for chunk in reader:
         if chunk.data is not None:
             chunk.data.validate(full=True)
+            _RECEIVED.inc(chunk.data.nbytes)
             yield chunk.data
 
 

@@ -26,7 +26,7 @@ from fletcher_core.store.generation import Generation
 from fletcher_core.store.locks import FileLock
 from fletcher_core.store.manifest import DELIVERED, STATES, Delivery, State
 from fletcher_core.store.segments import Segment
-from fletcher_core.telemetry.stages import Busy, unwatched
+from fletcher_core.telemetry.stages import Busy, observed, unwatched
 
 _PROBE_AGAIN = (0.1, 0.2)
 _QUICK = 0.5  # seconds within which a refusal may be one that gRPC repeats
@@ -81,7 +81,7 @@ class Outbox:
         self._pause = pause
         self._patience = patience
         self._slow_down_pause = slow_down_pause
-        self._busy = busy
+        self._busy = observed(busy)
         self._counting = threading.Lock()  # guards traffic, what is expected, and when to go on
         self._ids_only = False
         self._expected = 0

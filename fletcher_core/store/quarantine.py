@@ -20,6 +20,7 @@ from fletcher_core.sql import connect
 from fletcher_core.store.durable import committed, write_failed
 from fletcher_core.store.schema import folder_name
 from fletcher_core.store.versions import QUARANTINE_VERSION, check_version, version_of
+from fletcher_core.telemetry.metrics import QUARANTINED
 
 ROW_SCHEMA = pa.schema(
     [
@@ -39,6 +40,8 @@ SCHEMA = pa.schema(
         pa.field("fingerprint", pa.string()),  # of the model that it was tried with; null in files of before
     ]
 )
+# What rows are set aside for; whoever writes for another reason is counted under "other".
+_REASONS = ("duplicate_id", "engine_failed", "invalid_text", "invalid_vector", "not_tokenized", "too_long")
 # What may take an engine's process with it each time it is tried, and is therefore given up at some point.
 ENGINE_FAILED = "engine_failed"
 _NUMBER = pa.field("number", pa.int64())
@@ -94,6 +97,7 @@ class Quarantine:
             .append_column("fingerprint", pa.repeat(pa.scalar(fingerprint, pa.string()), count))
         )
         self._add(counted, partition_key)
+        _count(counted)
 
     def given_up(self, partition_key: str, fingerprint: str, attempts: int) -> pa.Table:
         """Rows, as `read` gives them, that the engine failed on in so many runs with this model: not to be tried."""
@@ -107,6 +111,7 @@ class Quarantine:
             these = rows.filter(pc.equal(rows["partition_key"], partition_key))
             column = SCHEMA.get_field_index("run_id")
             self._add(these.set_column(column, "run_id", pa.repeat(run_id, these.num_rows)), partition_key)
+            _count(these)
 
     def retry(self, ids: Sequence[str] | None = None, partition_key: str | None = None) -> int:
         """Forgets how often rows were tried, so that the next run tries them again; how many rows that concerns.
@@ -170,6 +175,13 @@ class Quarantine:
 
     def _files(self, partition_key: str | None) -> list[Path]:
         return sorted(self._folder.glob(f"{'*' if partition_key is None else folder_name(partition_key)}/*.parquet"))
+
+
+def _count(rows: pa.Table) -> None:
+    """Rows that were set aside in a run."""
+    for found in rows["reason"].value_counts().to_pylist():
+        reason = found["values"] if found["values"] in _REASONS else "other"
+        QUARANTINED.labels(reason).inc(found["counts"])
 
 
 def _number(path: Path) -> int:

@@ -6,6 +6,10 @@ number of series stays bounded: no text, id, path or model ever becomes a label.
 """
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from fletcher_core.telemetry.asked import Asked
+from fletcher_core.telemetry.busy_seconds import BusySeconds
 
 REGISTRY = CollectorRegistry()
 
@@ -39,16 +43,17 @@ LAYER_SECONDS = Histogram(
     buckets=_LAYER_SECONDS,
     registry=REGISTRY,
 )
-DEVICE_BUSY = Histogram(
+DEVICE_BUSY = BusySeconds(
     "fletcher_device_busy_ratio",
     "Share of each second during which the engine had work, 0 to 1.",
     buckets=_SHARES,
     registry=REGISTRY,
 )
-DEVICE_MEMORY = Gauge(
+DEVICE_MEMORY = Asked(
+    GaugeMetricFamily,
     "fletcher_device_memory_bytes",
     "Memory of the engine's device: active, cache and peak of a GPU; resident, of the engine's process, on a CPU.",
-    ["kind"],
+    "kind",
     registry=REGISTRY,
 )
 BATCH_TOKENS = Histogram(
@@ -57,8 +62,8 @@ BATCH_TOKENS = Histogram(
 PADDING = Histogram(
     "fletcher_padding_ratio", "Share of a batch's tokens that is padding.", buckets=_SHARES, registry=REGISTRY
 )
-CACHE_REQUESTS = Counter(
-    "fletcher_cache_requests", "Look-ups of vectors known already.", ["result"], registry=REGISTRY
+CACHE_REQUESTS = Asked(
+    CounterMetricFamily, "fletcher_cache_requests", "Look-ups of vectors known already.", "result", registry=REGISTRY
 )  # hit or miss
 QUEUE_TOKENS = Gauge("fletcher_queue_tokens", "Tokens that wait for the engine.", registry=REGISTRY)
 REJECTED = Counter(
@@ -76,10 +81,11 @@ FAILOVERS = Counter(
     ["from", "to", "cause"],  # engines' names; lost, refused, distrusted or recovered
     registry=REGISTRY,
 )
-BREAKER_STATE = Gauge(
+BREAKER_STATE = Asked(
+    GaugeMetricFamily,
     "fletcher_breaker_state",
     "Circuit breaker of a Longbow server: 0 closed, 1 half-open, 2 open.",
-    ["server"],
+    "server",
     registry=REGISTRY,
 )
 LONGBOW_BYTES = Counter(

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from fletcher_core.cache import CacheStatistics
 from fletcher_core.models import ModelCard
+
+if TYPE_CHECKING:
+    from fletcher_core.cache import CacheStatistics  # which is counted, and so imports from this package
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class RunReport:
     stages: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     seconds_with_delivery: float = 0.0
     note: str = ""
-    cache: CacheStatistics | None = None
+    cache: "CacheStatistics | None" = None
     retried: int = 0
     engine_failures: int = 0
     engine_problem: str = ""

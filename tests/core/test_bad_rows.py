@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from chaos.broken_engine import VARIABLE
 from fletcher_core import Embedder
+from fletcher_core.batching import Batching
 from fletcher_core.cli import main
 from fletcher_core.engines import EngineSpec
 from fletcher_core.engines.bisection import run_around_failures
@@ -62,7 +63,7 @@ class Lengths:
     """Its vectors say what they were made of: length, first and last token."""
 
     dimension = 3
-    batching = None
+    batching = Batching("packed", 100)
 
     def run(self, batches: Iterable[TokenBatch], stop: Stop = NEVER) -> Iterator[np.ndarray]:
         for batch in batches:

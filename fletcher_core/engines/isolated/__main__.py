@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 
@@ -16,7 +17,11 @@ from fletcher_core.engines.isolated.messages import Closed, Message, Messages
 from fletcher_core.engines.spec import EngineSpec
 from fletcher_core.errors import FletcherError, RunCancelled
 from fletcher_core.stop import Stop
+from fletcher_core.telemetry.layers import LayerSeconds, carry_layers
 from fletcher_core.tokens import TokenBatch
+
+# Seconds from one word on the memory to the next: asking the system for it takes some 20 us.
+_MEMORY_EVERY = 0.5
 
 
 class Worker:
@@ -28,11 +33,14 @@ class Worker:
         self._sending = threading.Lock()
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._cancelled = threading.Event()
+        self._layers: deque[LayerSeconds] = deque()  # measured, and not told yet
+        self._memory_told = -_MEMORY_EVERY
 
     def work(self) -> None:
         """Until the process ends. The engine stays on this thread, messages are read on another: a word to stop is
         heard while the engine computes."""
         threading.Thread(target=self._read, name="fletcher-parent", daemon=True).start()
+        carry_layers(self._layers.append)
         message = self._inbox.get()
         try:
             engine = EngineSpec(**message["spec"]).load()
@@ -47,6 +55,7 @@ class Worker:
                 "precision": engine.precision,
                 "ahead": engine.ahead,
                 "batching": vars(engine.batching),
+                "memory": engine.device_memory(),
             }
         )
         while True:
@@ -78,7 +87,7 @@ class Worker:
                 memory = self._arena.memory(place.offset + place.size(engine.dimension))
                 place.vectors(memory, engine.dimension)[:] = vectors
                 answer = {"kind": "done", "stream": stream, "offset": place.offset}
-                self.send({**answer, "batching": vars(engine.batching)})
+                self.send({**answer, "batching": vars(engine.batching), **self._measured(engine)})
         except RunCancelled:
             pass  # the parent knows: it said so
         except Closed:
@@ -89,6 +98,16 @@ class Worker:
         while not over:
             over = self._inbox.get()["kind"] in ("end", "stop")
         self.send({"kind": "over", "stream": stream})
+
+    def _measured(self, engine: Engine) -> Message:
+        """What there is for the metrics of the process that is scraped; mostly nothing."""
+        measured: Message = {}
+        if self._layers:
+            measured["layers"] = [self._layers.popleft() for _ in range(len(self._layers))]
+        if (now := time.monotonic()) - self._memory_told >= _MEMORY_EVERY:
+            self._memory_told = now
+            measured["memory"] = engine.device_memory()
+        return measured
 
     def _read(self) -> None:
         try:

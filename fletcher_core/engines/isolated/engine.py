@@ -22,6 +22,7 @@ from fletcher_core.engines.spec import EngineSpec
 from fletcher_core.errors import EngineError
 from fletcher_core.models import ModelPackage
 from fletcher_core.stop import NEVER, Stop
+from fletcher_core.telemetry.layers import observe_layers
 from fletcher_core.tokens import TokenBatch, cumulative
 
 __all__ = ["EngineLost", "IsolatedEngine", "Supervision"]
@@ -99,6 +100,7 @@ class IsolatedEngine:
         self.precision: str = ready["precision"]
         self.ahead: int = ready["ahead"]
         self._batching = _batching(ready)
+        self._memory: dict[str, int] = ready["memory"]
         self._slots = [Slot(0, 0) for _ in range(self.ahead + 2)]  # one more than `run` fills, for a check
         self._stream = 0  # number of the last one, so that no answer is ever taken for another's
         self._rate = 0.0  # computed tokens a second
@@ -126,6 +128,10 @@ class IsolatedEngine:
     def batching(self) -> Batching:
         """See `Engine.batching`."""
         return self._batching
+
+    def device_memory(self) -> dict[str, int]:
+        """See `Engine.device_memory`; of the worker, nothing when there is none."""
+        return dict(self._memory) if self.is_alive else {}
 
     def close(self) -> None:
         """End the worker; `restart` makes another."""
@@ -209,6 +215,9 @@ class IsolatedEngine:
         began, self._last_done = max(oldest.at, self._last_done), time.monotonic()
         self._learn(oldest.computed / max(self._last_done - began, 1e-6))
         self._batching = _batching(message)
+        self._memory = message.get("memory", self._memory)
+        for seconds in message.get("layers", ()):
+            observe_layers(seconds)
         flying.popleft()
         vectors = oldest.place.vectors(process.arena.memory(oldest.slot.offset + oldest.slot.capacity), self.dimension)
         try:

@@ -2,7 +2,8 @@
 
 Never pickle, and no tensors: those lie in the shared memory. From the parent: `load`, then for each stream of batches
 `begin`, the `batch`es, and `end`, or `stop` at any time. From the worker: `ready` or `refused`; then for each stream
-`done` for each batch, in order, or `failed`, and `over` once it has heard `end` or `stop`. `log` comes at any time.
+`done` for each batch, in order, or `failed`, and `over` once it has heard `end` or `stop`. `log` comes at any time. A
+`done` carries what the metrics are to know: seconds of `layers` that were sampled, and now and then the `memory`.
 """
 
 import json

@@ -21,6 +21,7 @@ from fletcher_core.engines.isolated.arena import Arena
 from fletcher_core.engines.isolated.messages import Closed, Message, Messages
 from fletcher_core.engines.spec import EngineSpec
 from fletcher_core.errors import EngineError, FletcherError
+from fletcher_core.telemetry.metrics import PANICS
 
 _LAST_WORDS = 2000  # bytes of standard error that go into a message
 
@@ -111,6 +112,8 @@ class WorkerProcess:
             if status < 0
             else f"ended with status {status}"
         )
+        if self.end.alive:
+            PANICS.labels("engine").inc()
         self.end()
         self._listener.join(1.0)
         words = bytes(self._words).decode(errors="replace").strip().splitlines()

@@ -31,6 +31,7 @@ from fletcher_core.engines.mlx.transfer import Transfers, transfers
 from fletcher_core.errors import ConfigError, EngineError
 from fletcher_core.models import ModelPackage, Weights
 from fletcher_core.stop import NEVER, Stop
+from fletcher_core.telemetry.layers import Sampling
 from fletcher_core.token_budget import TokenBudget, round_up, token_buckets
 from fletcher_core.tokens import TokenBatch, cumulative
 
@@ -60,6 +61,7 @@ class MlxEngine:
             ours for attention.
         batch_invariant: every batch has the same shape, so that a text's vector is the same to the last bit in
             whatever batch it runs; partly filled batches cost as much as full ones.
+        layer_sample: observe the layers of one batch in so many, which is computed alone and step by step; 0 of none.
         on_cpu: run MLX's CPU backend, for tests: plain operations, very slow.
 
     Attributes: `kernels` (which run and which are replaced), `buckets`, `flights` (what is on the device).
@@ -82,6 +84,7 @@ class MlxEngine:
         dimension: int,
         precision: Precision = "auto",
         batch_invariant: bool = False,
+        layer_sample: int = 0,
         on_cpu: bool = False,
     ):
         if precision not in ("auto", *_DTYPES):
@@ -91,6 +94,7 @@ class MlxEngine:
         self._package = package
         self._normalize = normalize
         self._on_cpu = on_cpu
+        self._sampling = Sampling(layer_sample)
         # MLX's streams belong to the thread that made them: all of MLX happens on this one.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fletcher-gpu")
         self._ident = self._thread.submit(threading.get_ident).result()
@@ -109,13 +113,17 @@ class MlxEngine:
         """See `Engine.batching`: longest first, each batch filled to a bucket as well as its sequences allow."""
         return Batching("bucketed", self.budget.current, buckets=self.buckets)
 
+    def device_memory(self) -> dict[str, int]:
+        """See `Engine.device_memory`."""
+        return {"active": self.memory.active(), "cache": self.memory.cached(), "peak": self.memory.peak()}
+
     def run(self, batches: Iterable[TokenBatch], stop: Stop = NEVER) -> Iterator[npt.NDArray[np.float32]]:
         """See `Engine.run`."""
         waiting: deque[Future[list[Flight]]] = deque()
         done = False
         try:
             for batch in batches:
-                waiting.append(self._submit(self.flights.launch, self._fill(batch), stop))
+                waiting.append(self._submit(self.flights.launch, self._fill(batch), stop, self._sampling.is_due()))
                 if len(waiting) == self.ahead:
                     yield self._call(self._collect, waiting.popleft())
             while waiting:

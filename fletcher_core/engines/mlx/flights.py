@@ -20,6 +20,7 @@ from fletcher_core.engines.mlx.sizing import Sizes
 from fletcher_core.engines.mlx.transfer import Transfer, Transfers
 from fletcher_core.errors import EngineError
 from fletcher_core.stop import NEVER, Stop
+from fletcher_core.telemetry.layers import LayerClock, observe_layers
 from fletcher_core.tokens import TokenBatch
 
 _LOG = logging.getLogger(__name__)
@@ -44,19 +45,34 @@ class Flight:
     failure: Exception | None = None  # found while another batch waited for room
 
 
-def submit(encoder: Encoder, transfer: Transfer, batch: FilledBatch, pieces: int = 1, stop: Stop = NEVER) -> mx.array:
-    """Queue a batch on the device, at most two of its pieces ahead; returns the delivery of its vectors.
+def submit(
+    encoder: Encoder,
+    transfer: Transfer,
+    batch: FilledBatch,
+    pieces: int = 1,
+    stop: Stop = NEVER,
+    sampled: bool = False,
+) -> mx.array:
+    """Queue a batch on the device, at most two of its pieces ahead; returns the delivery of its vectors. A `sampled`
+    one is computed at once, when the device has nothing else to do, and its layers are observed.
 
     Raises:
         RunCancelled: `stop` came between two pieces; nothing of the batch is on the device any more.
     """
     stop.check()
+    if sampled:
+        _wait_for_all()
+    clock = LayerClock(len(encoder.layers)) if sampled else None
     uploaded = DeviceBatch.upload(batch, transfer)
     layers = len(encoder.layers)
     ahead: deque[mx.array] = deque()
     try:
         for step, x in enumerate(encoder.steps(uploaded)):
-            if pieces > 1 and step and step * pieces // layers != (step - 1) * pieces // layers:
+            if clock is not None:
+                mx.eval(x)
+                clock.mark()
+                stop.check()
+            elif pieces > 1 and step and step * pieces // layers != (step - 1) * pieces // layers:
                 mx.async_eval(x)  # type: ignore[no-untyped-call]
                 ahead.append(x)
                 if len(ahead) > 1:
@@ -65,6 +81,10 @@ def submit(encoder: Encoder, transfer: Transfer, batch: FilledBatch, pieces: int
         stop.check()
         delivery = transfer.deliver(encoder.pool(x, uploaded))
         mx.async_eval(delivery)  # type: ignore[no-untyped-call]
+        if clock is not None:
+            mx.eval(delivery)
+            clock.mark()
+            observe_layers(clock.seconds)
     except BaseException:
         _wait_for_all()  # something may be queued that reads what is about to be given to another batch
         raise
@@ -125,7 +145,7 @@ class Flights:
         """In flight."""
         return sum(flight.batch.tokens for flight in self.flying)
 
-    def launch(self, batch: FilledBatch, stop: Stop) -> list[Flight]:
+    def launch(self, batch: FilledBatch, stop: Stop, sampled: bool = False) -> list[Flight]:
         """Send a batch up, in parts if the device has no room for all of it; returns before it is computed.
 
         Raises:
@@ -146,7 +166,7 @@ class Flights:
             return self._launch_halves(batch, stop)
         started, transfer = time.perf_counter(), self._transfers.open()
         try:
-            delivery = self.submit(transfer, batch, stop)
+            delivery = self.submit(transfer, batch, stop, sampled)
         except BaseException as error:
             transfer.close()
             if isinstance(error, (RuntimeError, ValueError)):
@@ -157,11 +177,11 @@ class Flights:
         self._launched.add(flight)
         return [flight]
 
-    def submit(self, transfer: Transfer, batch: FilledBatch, stop: Stop) -> mx.array:
+    def submit(self, transfer: Transfer, batch: FilledBatch, stop: Stop, sampled: bool = False) -> mx.array:
         """See `submit`; in pieces of about `PIECE_SECONDS`."""
         expected = batch.tokens / self.tokens_per_second if self.tokens_per_second else 0.0
         pieces = max(1, min(len(self._encoder.layers), round(expected / PIECE_SECONDS)))
-        return submit(self._encoder, transfer, batch, pieces, stop)
+        return submit(self._encoder, transfer, batch, pieces, stop, sampled)
 
     def collect(self, flights: list[Flight]) -> Float32:
         """Wait for the flights of a batch and take their vectors.

@@ -23,5 +23,10 @@ class Encoder:
     def start(self, threads: int) -> None: ...
     def wake(self) -> None: ...
     def run(
-        self, ids: npt.NDArray[np.int32], cu_seqlens: npt.NDArray[np.int32], out: Array, together: bool
+        self,
+        ids: npt.NDArray[np.int32],
+        cu_seqlens: npt.NDArray[np.int32],
+        out: Array,
+        together: bool,
+        seconds: npt.NDArray[np.float64] | None = None,
     ) -> None: ...

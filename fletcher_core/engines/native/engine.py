@@ -18,9 +18,11 @@ import numpy.typing as npt
 
 from fletcher_core.batching import Batching
 from fletcher_core.engines.cores import available_cores
+from fletcher_core.engines.resident import resident_memory
 from fletcher_core.errors import EngineError
 from fletcher_core.models import Architecture, ModelPackage, Weights
 from fletcher_core.stop import NEVER, Stop
+from fletcher_core.telemetry.layers import Sampling, layer_names, observe_layers
 from fletcher_core.tokens import TokenBatch
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class NativeEngine:
         normalize: scale each vector to unit length.
         dimension: keep this many leading elements of each vector.
         threads: CPU threads; None takes every core this process may use.
+        layer_sample: observe the layers of one batch in so many; 0 of none.
 
     Raises:
         EngineError: not for this processor, or not for this model; see `supported`.
@@ -74,6 +77,7 @@ class NativeEngine:
         normalize: bool,
         dimension: int,
         threads: int | None = None,
+        layer_sample: int = 0,
     ):
         if not supported(package.architecture):
             raise EngineError(
@@ -82,6 +86,8 @@ class NativeEngine:
         self.device = "CPU, AVX-512 with bfloat16"
         self.dimension = dimension
         self._encoder = _load(package, weights, normalize, dimension)
+        self._layers = layer_names(package.architecture.layers)
+        self._sampling = Sampling(layer_sample)
         self._threads = threads or available_cores()
         self.ahead = self._threads + 2
         self._start()
@@ -97,6 +103,10 @@ class NativeEngine:
         """See `Engine.batching`: sorted by length, cut by tokens, none of them computed for nothing."""
         return Batching("packed", TOKEN_BUDGET)
 
+    def device_memory(self) -> dict[str, int]:
+        """See `Engine.device_memory`."""
+        return resident_memory()
+
     def run(self, batches: Iterable[TokenBatch], stop: Stop = NEVER) -> Iterator[Float32]:
         """See `Engine.run`."""
         self._encoder.wake()  # while the first batch is being made
@@ -104,7 +114,7 @@ class NativeEngine:
         ahead = list(islice(source, 2))
         if len(ahead) == 1:
             stop.check()
-            yield self._vectors(ahead[0], together=True)
+            yield self._vectors(ahead[0], True, self._sampling.is_due())
             return
         busy: deque[Future[Float32]] = deque()
         try:
@@ -112,18 +122,21 @@ class NativeEngine:
                 stop.check()
                 if len(busy) > self._threads:  # one more than threads, so that none waits for the next batch
                     yield busy.popleft().result()
-                busy.append(self._pool.submit(self._vectors, batch, together=False))
+                busy.append(self._pool.submit(self._vectors, batch, False, self._sampling.is_due()))
             while busy:
                 yield busy.popleft().result()
         finally:
             wait(busy)
 
-    def _vectors(self, batch: TokenBatch, together: bool) -> Float32:
+    def _vectors(self, batch: TokenBatch, together: bool, sampled: bool) -> Float32:
         vectors = np.empty((len(batch), self.dimension), np.float32)
+        seconds = np.empty(len(self._layers)) if sampled else None
         try:
-            self._encoder.run(batch.ids, batch.cu_seqlens.astype(np.int32), vectors, together)
+            self._encoder.run(batch.ids, batch.cu_seqlens.astype(np.int32), vectors, together, seconds)
         except (ValueError, RuntimeError, MemoryError) as error:
             raise EngineError(f"the native engine failed on {len(batch)} texts: {error}") from error
+        if seconds is not None:
+            observe_layers(dict(zip(self._layers, seconds.tolist(), strict=True)))
         return vectors
 
 

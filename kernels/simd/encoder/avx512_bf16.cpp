@@ -1,4 +1,5 @@
 // The encoder for processors with AVX-512 and its bfloat16 products: Zen 4 and later, Cooper Lake and later.
+#include <chrono>
 #include <cmath>
 
 #include "attention.h"
@@ -259,7 +260,31 @@ Encoder::~Encoder() = default;
 
 int Encoder::largest_team() const { return weights_->layers.empty() ? 1 : weights_->layers[0].out.panels(); }
 
-void Encoder::run(const std::int32_t* ids, const std::int32_t* starts, int n, float* out, Team* team) const {
+namespace {
+
+// Writes how long each step took to one place after another; without places it does nothing.
+class StepClock {
+ public:
+  explicit StepClock(double* seconds) : seconds_(seconds) {
+    if (seconds_ != nullptr) last_ = std::chrono::steady_clock::now();
+  }
+
+  void step() {
+    if (seconds_ == nullptr) return;
+    const auto now = std::chrono::steady_clock::now();
+    *seconds_++ = std::chrono::duration<double>(now - last_).count();
+    last_ = now;
+  }
+
+ private:
+  double* seconds_;
+  std::chrono::steady_clock::time_point last_;
+};
+
+}  // namespace
+
+void Encoder::run(const std::int32_t* ids, const std::int32_t* starts, int n, float* out, Team* team,
+                  double* seconds) const {
   thread_local Scratch scratch;
   const Weights& w = *weights_;
   Lead lead(team);
@@ -268,12 +293,18 @@ void Encoder::run(const std::int32_t* ids, const std::int32_t* starts, int n, fl
   for (int i = 0; i < n; ++i) longest = std::max(longest, starts[i + 1] - starts[i]);
   if ((int)scratch.attention.size() < lead.members()) scratch.attention.resize(lead.members());
   for (AttentionScratch& each : scratch.attention) each.reserve(longest, w.shape.head_dim());
+  StepClock clock(seconds);
   w.embed(batch);
-  for (const Layer& layer : w.layers) w.block(layer, batch);
+  clock.step();
+  for (const Layer& layer : w.layers) {
+    w.block(layer, batch);
+    clock.step();
+  }
   lead.share(n, [&](int i, int) {
     w.pool(batch.s.x.get() + (std::size_t)starts[i] * w.shape.hidden, starts[i + 1] - starts[i],
            out + (std::size_t)i * w.shape.dimension);
   });
+  clock.step();
 }
 
 }  // namespace fletcher::encoder

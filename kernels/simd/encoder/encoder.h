@@ -55,7 +55,9 @@ class Encoder {
 
   // ids [cu_seqlens[n]], cu_seqlens [n + 1] from 0, no sequence empty -> out float32 [n, dimension]. Any number of
   // threads may call it at once; each has a scratch of its own, which it keeps. A team helps, if there is one.
-  void run(const std::int32_t* ids, const std::int32_t* cu_seqlens, int n, float* out, Team* team) const;
+  // `seconds` [layers + 2] gets the time of the embedding, each layer and the pooling, where it is not null.
+  void run(const std::int32_t* ids, const std::int32_t* cu_seqlens, int n, float* out, Team* team,
+           double* seconds) const;
 
  private:
   struct Weights;

@@ -22,6 +22,7 @@ namespace {
 using Array = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using Ints = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Vectors = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Seconds = nb::ndarray<double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 // Here, in code for any processor.
 bool supported() {
@@ -76,12 +77,14 @@ class Module {
 
     void wake() { team_->wake(); }
 
-    void run(Ints ids, Ints starts, Vectors out, bool together) const {
+    void run(Ints ids, Ints starts, Vectors out, bool together, std::optional<Seconds> seconds) const {
         const int n = int(starts.shape(0)) - 1;
         const std::int32_t* start = starts.data();
         if (n < 0 || start[0] != 0 || std::size_t(start[n]) != ids.shape(0) || out.shape(0) != std::size_t(n) ||
             out.shape(1) != std::size_t(shape_.dimension))
             throw std::invalid_argument("the sizes of the batch do not fit one another");
+        if (seconds && seconds->shape(0) != model_.layers.size() + 2)
+            throw std::invalid_argument("seconds has not one place for each step");
         for (int i = 0; i < n; ++i)
             if (start[i + 1] <= start[i] || start[i + 1] - start[i] > model_.max_positions)
                 throw std::invalid_argument("a sequence is empty or longer than the model's positions");
@@ -89,7 +92,8 @@ class Module {
             if (ids.data()[t] < 0 || ids.data()[t] >= model_.vocabulary)
                 throw std::invalid_argument("a token is not in the model's vocabulary");
         nb::gil_scoped_release free;
-        encoder_->run(ids.data(), start, n, out.data(), together ? team_.get() : nullptr);
+        encoder_->run(ids.data(), start, n, out.data(), together ? team_.get() : nullptr,
+                      seconds ? seconds->data() : nullptr);
     }
 
   private:
@@ -112,5 +116,6 @@ NB_MODULE(_encoder, m) {
              nb::arg("norm_bias"), nb::arg("cosines").none(), nb::arg("sines").none())
         .def("start", &Module::start, nb::arg("threads"))
         .def("wake", &Module::wake)
-        .def("run", &Module::run, nb::arg("ids"), nb::arg("cu_seqlens"), nb::arg("out"), nb::arg("together"));
+        .def("run", &Module::run, nb::arg("ids"), nb::arg("cu_seqlens"), nb::arg("out"), nb::arg("together"),
+             nb::arg("seconds") = nb::none());
 }
