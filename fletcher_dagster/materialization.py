@@ -27,6 +27,7 @@ from fletcher_core.sources import Partition, Source
 from fletcher_core.store import VectorStore
 from fletcher_core.store.quarantine import ROW_SCHEMA
 from fletcher_core.telemetry import RunReport
+from fletcher_core.telemetry.push import Pusher
 from fletcher_dagster.checks import Tally, check_results
 from fletcher_dagster.declaration import declared_source
 from fletcher_dagster.failures import reported_in_words
@@ -63,7 +64,9 @@ class _Outcome:
 def _materialize_asset(
     context: dg.AssetExecutionContext, fletcher: FletcherResource, spec: dg.AssetSpec
 ) -> Iterator[AssetEvent]:
-    with reported_in_words(context, f"embedding {spec.key.to_user_string()}"), ExitStack() as stack:
+    name = spec.key.to_user_string()
+    with reported_in_words(context, f"embedding {name}"), ExitStack() as stack:
+        stack.enter_context(Pusher(fletcher.metrics, job="fletcher", grouping={"asset": name}))
         source = declared_source(spec)
         slices = _slices(context, spec, source)
         embedder = fletcher.embedder()

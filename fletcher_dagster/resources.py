@@ -167,6 +167,11 @@ class FletcherResource(dg.ConfigurableResource[Any]):
         default=256 * 2**20,
         description="A run ends with an error before less than this stays free on the store's disk.",
     )
+    metrics: str = Field(
+        default="",
+        description="Where a run's metrics go, every 15 s and at its end: the address of a Prometheus Pushgateway "
+        "(http://host:9091), otlp (the endpoint in OTEL_EXPORTER_OTLP_ENDPOINT), or nowhere.",
+    )
     longbow: LongbowResource | None = Field(default=None, description="None: the embedded server.")
 
     def run(self, context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:

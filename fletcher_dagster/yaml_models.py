@@ -96,6 +96,7 @@ class FletcherModel(dg.Model):
     memory_limit: str | None = None
     commit_seconds: float | str | None = None
     min_free_bytes: int | str | None = None
+    metrics: str | None = None
     longbow: LongbowModel | None = None
 
 
