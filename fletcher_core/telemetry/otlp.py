@@ -4,6 +4,7 @@ Names stay those of Prometheus, so that the same queries work; the unit comes fr
 cumulative since the process began.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -43,7 +44,8 @@ def to_collector(
         timeout: seconds for an export, tries included. It raises OSError when that failed.
     """
     exporter = OTLPMetricExporter(timeout=timeout)
-    resource = Resource({"service.name": job}).merge(Resource.create({}, schema_url="")).merge(Resource(dict(grouping)))
+    name = os.environ.get("OTEL_SERVICE_NAME") or job
+    resource = Resource.create({"service.name": name, **grouping})
 
     def send() -> None:
         if exporter.export(metrics_data(registry, resource)) is not MetricExportResult.SUCCESS:
