@@ -34,7 +34,7 @@ _LOG = logging.getLogger(__name__)
 _REFUSALS = 3
 
 Float32 = npt.NDArray[np.float32]
-Cause = Literal["lost", "refused", "distrusted"]
+Cause = Literal["lost", "refused", "distrusted", "recovered"]
 
 
 class _Distrusted(EngineLost):
@@ -90,7 +90,7 @@ class FailoverEngine:
         self._interval = self._intervals.first
         self._refusals = 0
         self._distrusted = ""
-        self._left_for: Cause | None = None  # why the first engine was left, until that is counted
+        self._changes: deque[Cause] = deque()  # from one engine to the other, not counted yet
         self._well_since = time.monotonic()
         self._noting = threading.Lock()
         self._closing = threading.Event()
@@ -159,7 +159,6 @@ class FailoverEngine:
         self._refusals += 1
         if self._refusals >= _REFUSALS:
             self._primary_failed(error, "refused")
-            self._count_change()  # the other one is there: it computed the batches
         else:
             self._note(failed=self.health.failed + 1, last_failure=str(error))
             _LOG.warning("engine %s failed, another computed these batches: %s", self.name, error)
@@ -219,20 +218,23 @@ class FailoverEngine:
             self.primary.reference = vectors.copy()
         elif isinstance(self._standby, IsolatedEngine) and not self._standby.is_alive:
             self._standby.restart()
-        self._count_change()
+        self._count_changes()
         return self._standby
 
-    def _count_change(self) -> None:
-        """Once the engine that takes over is known by name."""
-        if self._left_for is not None and self._standby is not None:
-            FAILOVERS.labels(self.name, self._standby.name, self._left_for).inc()
-            self._left_for = None
+    def _count_changes(self, *causes: Cause) -> None:
+        """These and those before them, once the second engine is there and known by name."""
+        with self._noting:
+            self._changes += causes
+            while self._changes and self._standby is not None:
+                cause, names = self._changes.popleft(), (self.name, self._standby.name)
+                FAILOVERS.labels(*(reversed(names) if cause == "recovered" else names), cause).inc()
 
     def _primary_failed(self, error: EngineError, cause: Cause) -> None:
         if time.monotonic() - self._well_since > self._interval:
             self._interval = self._intervals.first
-        self._refusals, self._distrusted, self._left_for = 0, "", cause
+        self._refusals, self._distrusted = 0, ""
         self.primary.close()
+        self._count_changes(cause)
         self._note(failed=self.health.failed + 1, standing_in=True, last_failure=str(error))
         wait = self._next_wait()
         _LOG.warning("engine %s is replaced by another for now, and tried again in %.0f s: %s", self.name, wait, error)
@@ -258,9 +260,7 @@ class FailoverEngine:
             self.primary.close()
             return None
         self._well_since, self._distrusted = time.monotonic(), ""
-        if self._left_for is None and self._standby is not None:
-            FAILOVERS.labels(self._standby.name, self.name, "recovered").inc()
-        self._left_for = None
+        self._count_changes("recovered")
         self._note(taken_back=self.health.taken_back + 1, standing_in=False)
         _LOG.info("engine %s is well again", self.name)
         return None
