@@ -100,8 +100,8 @@ class BusySeconds(Collector):
 class EngineWork:
     """What one stream of batches has out with its engine, as far as the thread that feeds it can tell.
 
-    While that thread waits for texts the engine is taken to have no work: what it had is done or nearly so. As a context
-    manager: at its end nothing is out any more.
+    While that thread waits for texts the engine is taken to have no work: what it had is done or nearly so. At the
+    end of a `with` block nothing is out any more.
     """
 
     def __init__(self, seconds: BusySeconds) -> None:
