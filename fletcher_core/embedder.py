@@ -29,7 +29,9 @@ from fletcher_core.prefetch import prefetch
 from fletcher_core.stop import NEVER, Stop
 from fletcher_core.telemetry.busy_seconds import EngineWork
 from fletcher_core.telemetry.metrics import DEVICE_BUSY
+from fletcher_core.telemetry.stage_spans import stages_of
 from fletcher_core.telemetry.stages import Busy, observed, unwatched
+from fletcher_core.telemetry.tracing import finished_span
 from fletcher_core.text_window import EmbeddedTexts, TextWindow
 from fletcher_core.tokenizers import TextEncoder, load_tokenizer
 from fletcher_core.tokenizers.encode import LongText
@@ -284,12 +286,16 @@ class Embedder:
         return vector
 
     def _compute_query(self, text: str) -> Vectors:
+        started = time.perf_counter()
         encoded = self.query_encoder.encode([text])
+        finished_span("tokenize", started, time.perf_counter())
         if encoded.invalid:
             raise InputError(f"the query {encoded.invalid[0].reason}")
         vectors = np.empty((1, self.dimension), np.float32)
         with self._turn:
+            started = time.perf_counter()
             (vectors[:],) = self.engine.run([encoded.sequences])
+            finished_span("compute", started, time.perf_counter())
             sound = sound_vectors(vectors, self.normalize)[0]
             if not sound and not len(self.guard.retry(encoded.sequences, vectors, np.zeros(1, np.int64))):
                 raise EngineError(f"the vector of the query {self.verdict}")
@@ -320,9 +326,11 @@ class Embedder:
         if first is not None:  # a call whose texts are all known does not wait for the device
             # One window has nothing to overlap with: without another thread, a single text is answered sooner.
             ahead = 2 if len(texts) > WINDOW else 0
-            for rows, result in self.stream(chain([first], windows), stop, ahead=ahead, place=call.place):
-                self._refuse_bad(rows, missing, result)
-                call.accept(rows, result.vectors)
+            with stages_of() as busy:
+                every = chain([first], windows)
+                for rows, result in self.stream(every, stop, ahead=ahead, place=call.place, busy=busy):
+                    self._refuse_bad(rows, missing, result)
+                    call.accept(rows, result.vectors)
         return call.finish()
 
     def _refuse_bad(self, rows: Int64, missing: npt.NDArray[np.bool_], result: EmbeddedTexts) -> None:

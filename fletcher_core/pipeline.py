@@ -32,6 +32,10 @@ from fletcher_core.store.recent import RecentSegments
 from fletcher_core.store.room import check_room
 from fletcher_core.store.schema import VectorType
 from fletcher_core.telemetry import DeliveryCounts, Progress, RunReport, StageClock, StageSeconds
+from fletcher_core.telemetry.context import in_this_context
+from fletcher_core.telemetry.logs import log_ids
+from fletcher_core.telemetry.run_figures import describe_run, log_run, run_span
+from fletcher_core.telemetry.stage_spans import stages_of
 from fletcher_core.telemetry.stages import observed
 from fletcher_core.text_window import EmbeddedTexts
 from fletcher_core.window import Window, delete_rows, finish_window, open_window
@@ -108,6 +112,7 @@ def materialize(
     progress: Callable[[Progress], None] | None = None,
     cancelled: threading.Event | None = None,
     run_id: str | None = None,
+    log_figures: bool = True,
 ) -> RunReport:
     """Embed what is new or changed in `source`, remove what is gone, and deliver the difference.
 
@@ -120,6 +125,7 @@ def materialize(
         progress: called after each batch, on this thread.
         cancelled: set it to stop within about a batch's time.
         run_id: names the run in the store; made up when None.
+        log_figures: say in one line of the log what the run did; False where the caller says it.
 
     Raises:
         SourceError: the source cannot be read, or has rows that the policy in force refuses.
@@ -131,9 +137,11 @@ def materialize(
     partition = partition or Partition()
     settings = settings or MaterializeSettings()
     run_id = run_id or uuid4().hex
-    clock = StageClock()
     generation = store.generation(embedder.card, metadata_schema(source), settings.vector_type)
     with ExitStack() as stack:
+        stack.enter_context(log_ids(run_id=run_id))
+        span = stack.enter_context(run_span(run_id, store.collection, partition.key, embedder))
+        clock = StageClock(also=stack.enter_context(stages_of(span)))
         stack.enter_context(generation.locked(partition.key, run_id))
         folder = stack.enter_context(store.workspace(run_id))
         sender = None
@@ -164,7 +172,11 @@ def materialize(
         run.tidy()
         seconds_total = clock.elapsed
         delivery = run.deliver()
-        return run.report(seconds_total, delivery)
+        report = run.report(seconds_total, delivery)
+        describe_run(span, report)
+        if log_figures:
+            log_run(report)
+        return report
 
 
 def _problem(report: DeliveryReport) -> str:
@@ -246,7 +258,7 @@ class _Run:
                 nonlocal writing, pending, last_commit
                 if writing is not None:
                     writing.result()  # one segment in the writer's hands at a time: memory stays bounded
-                writing = writer.submit(self._commit, pa.concat_tables(pending))
+                writing = writer.submit(in_this_context(self._commit), pa.concat_tables(pending))
                 pending, last_commit = [], time.perf_counter()
 
             results = self.embedder.stream(self._windows(), Stop(self.cancelled), self._through, busy=self.clock.busy)

@@ -5,6 +5,8 @@ import threading
 from collections.abc import Generator, Iterable
 from typing import TypeVar
 
+from fletcher_core.telemetry.context import in_this_context
+
 T = TypeVar("T")
 
 
@@ -39,7 +41,7 @@ def prefetch(items: Iterable[T], depth: int) -> Generator[T]:
             if close := getattr(iterator, "close", None):
                 close()
 
-    thread = threading.Thread(target=produce, name="fletcher-prefetch", daemon=True)
+    thread = threading.Thread(target=in_this_context(produce), name="fletcher-prefetch", daemon=True)
     thread.start()
     try:
         while True:

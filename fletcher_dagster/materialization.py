@@ -28,6 +28,7 @@ from fletcher_core.store import VectorStore
 from fletcher_core.store.quarantine import ROW_SCHEMA
 from fletcher_core.telemetry import RunReport
 from fletcher_core.telemetry.push import Pusher
+from fletcher_core.telemetry.run_figures import run_line
 from fletcher_dagster.checks import Tally, check_results
 from fletcher_dagster.declaration import declared_source
 from fletcher_dagster.failures import reported_in_words
@@ -35,6 +36,7 @@ from fletcher_dagster.live import LiveRows, live_rows
 from fletcher_dagster.metadata import run_metadata
 from fletcher_dagster.partitions import partition_slice
 from fletcher_dagster.progress import ProgressLog, watched
+from fletcher_dagster.tracing import partition_span, traced_run
 
 if TYPE_CHECKING:
     from fletcher_dagster.resources import FletcherResource
@@ -44,11 +46,12 @@ AssetEvent = dg.MaterializeResult[Any] | dg.AssetCheckResult
 
 def run_assets(context: dg.AssetExecutionContext, fletcher: FletcherResource) -> Iterator[AssetEvent]:
     """Materializes the selected assets one after another; assets of which only checks are selected are checked."""
-    for key, spec in context.assets_def.specs_by_key.items():
-        if key in context.selected_asset_keys:
-            yield from _materialize_asset(context, fletcher, spec)
-        elif any(check.asset_key == key for check in context.selected_asset_check_keys):
-            yield from _check_asset(context, fletcher, spec)
+    with traced_run():
+        for key, spec in context.assets_def.specs_by_key.items():
+            if key in context.selected_asset_keys:
+                yield from _materialize_asset(context, fletcher, spec)
+            elif any(check.asset_key == key for check in context.selected_asset_check_keys):
+                yield from _check_asset(context, fletcher, spec)
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,10 @@ class _AssetRun:
 
     def materialize(self, partition: Partition) -> _Outcome:
         """Runs the pipeline on one partition, then looks at what the store holds of it."""
+        with partition_span(self.context, self.key, partition.key) as trace:
+            return self._materialize(partition, trace)
+
+    def _materialize(self, partition: Partition, trace: str) -> _Outcome:
         what = "/".join(filter(None, [self.key.to_user_string(), partition.key]))
         log = ProgressLog(self.context, what)
 
@@ -112,12 +119,13 @@ class _AssetRun:
                 progress=log.update,
                 cancelled=cancelled,
                 run_id=self.context.run.run_id,
+                log_figures=False,  # _log_report does, in Dagster's own log of the run
             )
 
         report = watched(work, log.write)
         generation = next(found for found in self.store.generations() if found.name == report.generation)
         live = live_rows(generation, partition.key)
-        _log_report(self.context, what, report, live)
+        _log_report(self.context, what, report, live, trace)
         metadata = run_metadata(
             report,
             live_rows=live.count,
@@ -125,6 +133,7 @@ class _AssetRun:
             folder=self.store.root / report.generation,
             partitioned=bool(partition.key),
             delivered=self.longbow is not None,
+            trace=trace,
         )
         present = report.new + report.changed + report.stale + report.unchanged
         quarantined = self.store.quarantine.read(partition.key) if report.quarantined else ROW_SCHEMA.empty_table()
@@ -208,12 +217,9 @@ def _selected_checks(
     return (result for result in results if result.check_name in selected)
 
 
-def _log_report(context: dg.AssetExecutionContext, what: str, report: RunReport, live: LiveRows) -> None:
+def _log_report(context: dg.AssetExecutionContext, what: str, report: RunReport, live: LiveRows, trace: str) -> None:
     context.log.info(
-        f"{what}: {live.count:,} rows in the store; {report.new:,} new, {report.changed:,} changed, "
-        f"{report.stale:,} stale, {report.unchanged:,} unchanged, {report.deleted:,} deleted; embedded "
-        f"{report.embedded:,} texts in {report.seconds_total:.1f} s ({report.texts_per_s:,.0f} texts/s, "
-        f"{report.tokens_per_s:,.0f} tokens/s; {report.engine} {report.precision} on {report.device})"
+        f"{what}: {live.count:,} rows in the store; {run_line(report)}" + (f"; trace {trace}" if trace else "")
     )
     if report.note:
         context.log.info(f"{what}: {report.note}")

@@ -32,7 +32,14 @@ _COLUMN_NOTES = {
 
 
 def run_metadata(
-    report: RunReport, *, live_rows: int, schema: pa.Schema, folder: Path, partitioned: bool, delivered: bool
+    report: RunReport,
+    *,
+    live_rows: int,
+    schema: pa.Schema,
+    folder: Path,
+    partitioned: bool,
+    delivered: bool,
+    trace: str = "",
 ) -> dict[str, Any]:
     """The metadata of one materialization.
 
@@ -41,6 +48,7 @@ def run_metadata(
         schema: of the store's segments.
         folder: of the generation that was written.
         delivered: whether the run had a Longbow to deliver to.
+        trace: id of the trace that was recorded; '' for none.
     """
     return {
         "dagster/partition_row_count" if partitioned else "dagster/row_count": live_rows,
@@ -53,6 +61,7 @@ def run_metadata(
         **_memory_cache(report),
         **(_delivery(report) if delivered else {}),
         **_texts(report),
+        **({"fletcher/trace_id": trace} if trace else {}),
     }
 
 

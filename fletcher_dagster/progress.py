@@ -13,6 +13,7 @@ from typing import TypeVar
 import dagster as dg
 
 from fletcher_core.telemetry import Progress
+from fletcher_core.telemetry.context import in_this_context
 
 T = TypeVar("T")
 
@@ -47,7 +48,7 @@ def watched(work: Callable[[threading.Event], T], tick: Callable[[], None], seco
     """The result of `work(cancelled)`, calling `tick()` in this thread every `seconds` until it is there."""
     cancelled = threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix="fletcher-run") as thread:
-        future = thread.submit(work, cancelled)
+        future = thread.submit(in_this_context(work), cancelled)
         try:
             while not wait([future], timeout=seconds).done:
                 tick()

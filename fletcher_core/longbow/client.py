@@ -21,6 +21,7 @@ from fletcher_core.longbow.address import LongbowAddress
 from fletcher_core.longbow.breaker import BreakerSettings, CircuitBreaker, Proof, breaker_of
 from fletcher_core.longbow.calls import longbow_call
 from fletcher_core.longbow.credentials import Credentials
+from fletcher_core.longbow.flight_spans import flight_span, trace_headers
 from fletcher_core.longbow.handshake import explain_refusals
 from fletcher_core.longbow.transport import (
     SEARCHED_BY_EVERY_SERVER,
@@ -180,8 +181,11 @@ class LongbowClient:
             )
         descriptor = flight.FlightDescriptor.for_path(dataset)
         timeout = self.breaker.deadline(self.settings.call_timeout, self.settings.put_timeout)
-        options = self._options(timeout, write_options(self.settings.compression))
-        with self._call(self.address.data, call, self.breaker, Proof.TAKES_ROWS):
+        with (
+            flight_span("DoPut", self.address.data, dataset, rows=table.num_rows, bytes=size),
+            self._call(self.address.data, call, self.breaker, Proof.TAKES_ROWS),
+        ):
+            options = self._options(timeout, write_options(self.settings.compression))
             writer, reader = self._data.do_put(descriptor, table.schema, options)
             try:
                 writer.write_table(table)
@@ -271,7 +275,8 @@ class LongbowClient:
                 f"shape {queries.shape}; embed the query text again"
             )
         request = {"dataset": dataset, "vectors": queries.tolist(), "k": int(k)}
-        answers = self._action("VectorSearch", request, self.settings.read_timeout, expected=len(queries))
+        with flight_span("VectorSearch", self.address.data, dataset, queries=len(queries), k=int(k)):
+            answers = self._action("VectorSearch", request, self.settings.read_timeout, expected=len(queries))
         _RECEIVED.inc(sum(answer.size for answer in answers))
         with self._call(self.address.data, f"VectorSearch in dataset {dataset!r}"):
             return [_read_hits(answer) for answer in answers]
@@ -294,10 +299,9 @@ class LongbowClient:
             return [path[0].decode(errors="replace") for path in paths]
 
     def _options(self, timeout: float, write: pa.ipc.IpcWriteOptions | None = None) -> flight.FlightCallOptions:
-        """Of one call: its deadline in seconds, and the token as it is now."""
-        return flight.FlightCallOptions(
-            timeout=timeout, write_options=write, headers=self.settings.credentials.headers() or None
-        )
+        """Of one call: its deadline in seconds, the token as it is now, and the span that it belongs to."""
+        headers = [*self.settings.credentials.headers(), *trace_headers()]
+        return flight.FlightCallOptions(timeout=timeout, write_options=write, headers=headers or None)
 
     @contextlib.contextmanager
     def _call(
@@ -317,8 +321,11 @@ class LongbowClient:
         if columns is not None:
             request["columns"] = list(columns)
         ticket = flight.Ticket(json.dumps(request).encode())
-        options = self._options(self.settings.read_timeout)
-        with self._call(self.address.data, f"scan of dataset {dataset!r}", self.breaker):
+        with (
+            flight_span("DoGet", self.address.data, dataset),
+            self._call(self.address.data, f"scan of dataset {dataset!r}", self.breaker),
+        ):
+            options = self._options(self.settings.read_timeout)
             try:
                 rows = self._data.do_get(ticket, options)
             except flight.FlightInternalError as error:

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from fletcher_core.telemetry.context import in_this_context
+
 _T = TypeVar("_T")
 
 
@@ -30,7 +32,7 @@ def side_by_side(work: Callable[[_T], None], items: Sequence[_T], lanes: int) ->
                 failures.append(failure)
 
     # Daemons, unlike the threads of an executor: a server that is silent must not hold up the end of the process.
-    others = [threading.Thread(target=lane, daemon=True) for _ in range(min(lanes, len(items)) - 1)]
+    others = [threading.Thread(target=in_this_context(lane), daemon=True) for _ in range(min(lanes, len(items)) - 1)]
     for thread in others:
         thread.start()
     lane()

@@ -15,6 +15,7 @@ from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.longbow.outbox import Outbox
 from fletcher_core.longbow.retirement import Retirement
 from fletcher_core.store.generation import Generation
+from fletcher_core.telemetry.context import in_this_context
 from fletcher_core.telemetry.stages import Busy, unwatched
 
 _LOCK_WAIT = 0.05
@@ -96,7 +97,7 @@ class Sender:
             busy=busy,
         )
         self._retirement = Retirement(generation, client, self._closing.is_set)
-        self._thread = threading.Thread(target=self._run, name="longbow-sender", daemon=True)
+        self._thread = threading.Thread(target=in_this_context(self._run), name="longbow-sender", daemon=True)
         self._changed = threading.Condition()
         self._asked = 0  # counts notifications and drains
         self._settled = -1  # the last of them after which nothing was left to do, or the circuit was open

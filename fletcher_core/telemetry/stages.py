@@ -42,10 +42,12 @@ class StageClock:
     """Adds up the spans of one run, in as much memory however long it is. Safe to call from several threads.
 
     Time is cut into equal parts; when they do not reach any more, neighbours are joined and each is twice as long.
+    `also` is told of each piece too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, also: Busy = unwatched) -> None:
         self.started = time.perf_counter()
+        self._also = also
         self._lock = threading.Lock()
         self._width = _FIRST_PART
         self._parts: dict[str, np.ndarray] = {}  # seconds that a stage was busy, by part
@@ -53,6 +55,7 @@ class StageClock:
 
     def busy(self, stage: str, began: float, ended: float) -> None:
         """`stage` worked from `began` to `ended`, of `time.perf_counter`."""
+        self._also(stage, began, ended)
         with self._lock:
             self._seconds[stage] = self._seconds.get(stage, 0.0) + ended - began
             began, ended = began - self.started, ended - self.started

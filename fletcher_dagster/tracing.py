@@ -1,0 +1,39 @@
+"""Dagster's runs in traces: a span around each partition of an asset, with what Dagster calls it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+from opentelemetry.util.types import AttributeValue
+
+from fletcher_core.telemetry.tracing import flush_traces, span, start_tracing, trace_id
+
+
+@contextmanager
+def traced_run() -> Iterator[None]:
+    """Tracing as the standard environment variables say, sent before the block is left: a run's process may be short.
+
+    Raises ConfigError for a variable that cannot work.
+    """
+    start_tracing("fletcher")
+    try:
+        yield
+    finally:
+        flush_traces()
+
+
+@contextmanager
+def partition_span(context: dg.AssetExecutionContext, key: dg.AssetKey, partition_key: str) -> Iterator[str]:
+    """The block as a span, the root of a trace of its own unless one is current already; the trace's id, '' for none.
+
+    One trace a partition: that of a backfill of thousands would be more than anybody can look at.
+    """
+    attributes: dict[str, AttributeValue] = {
+        "dagster.run_id": context.run.run_id,
+        "dagster.job_name": context.job_name,
+        "dagster.asset_key": key.to_user_string(),
+    }
+    if partition_key:
+        attributes["dagster.partition_key"] = partition_key
+    with span("dagster.asset", attributes) as begun:
+        yield trace_id(begun)
