@@ -117,7 +117,8 @@ def _add_ids(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mut
 
 
 def _redacted(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    hidden: dict[str, Any] = without_secrets(event)
+    # The first two are what another handler's formatter has left on the record.
+    hidden: dict[str, Any] = without_secrets({k: v for k, v in event.items() if k not in ("message", "asctime")})
     return hidden
 
 

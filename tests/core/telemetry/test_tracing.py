@@ -17,7 +17,6 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import INVALID_SPAN, SpanKind, StatusCode
 
-from chaos import tiny_models
 from fletcher_core import Embedder
 from fletcher_core.errors import InputError, LongbowNotFound
 from fletcher_core.longbow.client import LongbowClient, LongbowSettings
@@ -54,27 +53,6 @@ def longbow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Longbow
     with LongbowClient(settings) as client:
         yield client
     server.close()
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
-    folder = tmp_path_factory.mktemp("models") / "bert_tiny"
-    folder.mkdir()
-    for name, content in tiny_models.minilm().items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(content)
-    return Embedder.load(folder, engine="openvino", isolation="none")
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> DuckDBTable:
-    path = tmp_path / "db.duckdb"
-    with duckdb.connect(str(path)) as connection:
-        connection.execute(
-            "CREATE TABLE notes AS SELECT i AS id, 'note ' || i || ' about ' || i % 7 AS text, "
-            "'day' || i % 2 AS day FROM range(300) t(i)"
-        )
-    return DuckDBTable(path, "notes", partition_column="day")
 
 
 def by_name(spans: InMemorySpanExporter) -> dict[str, list[ReadableSpan]]:
