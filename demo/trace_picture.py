@@ -1,6 +1,6 @@
 """The picture of a trace for the documentation: the demo's materialization in, a waterfall of its spans as SVG out.
 
-Run: .venv/bin/python -m demo.trace_picture docs/images/trace.svg [--asset docstrings_embeddings] [--rows 1500]
+Run: .venv/bin/python -m demo.trace_picture docs/images/trace.svg [--asset docstrings_embeddings] [--rows 600]
 
 It is a real run under Dagster, in a folder of its own, delivered to the embedded Longbow server. Each stage's spans are
 in one line; an engine without much to do shows gaps.
@@ -26,7 +26,7 @@ from demo.launch import launch
 from fletcher_core.longbow.embedded import ensure_embedded, stop_embedded
 
 WIDTH, LEFT, RIGHT = 1000, 178, 24
-LINE, BAR, TOP, BOTTOM = 30, 16, 74, 92
+LINE, BAR, TOP, BOTTOM = 30, 16, 74, 116
 
 # Of each line: its label, a colour, and what it is.
 LINES = {
@@ -53,7 +53,7 @@ class Bar:
 
 
 def waterfall(spans: Sequence[ReadableSpan], title: str) -> str:
-    """An SVG of one trace: a line for each name of a span, bars by time, the least of them a pixel wide."""
+    """An SVG of one trace: a line for each name of a span, bars by time, the least of them two pixels wide."""
     started = min(span.start_time or 0 for span in spans)
     bars = [
         Bar(span.name, ((span.start_time or 0) - started) / 1e9, ((span.end_time or 0) - started) / 1e9)
@@ -80,7 +80,7 @@ def waterfall(spans: Sequence[ReadableSpan], title: str) -> str:
         of_line = [bar for bar in bars if bar.name == name]
         parts.append(f'<text x="{LEFT - 12}" y="{y + 13}" text-anchor="end" fill="#1d232b">{escape(name)}</text>')
         for bar in of_line:
-            x, width = LEFT + bar.began * scale, max(1.0, (bar.ended - bar.began) * scale - 0.5)
+            x, width = LEFT + bar.began * scale, max(2.0, (bar.ended - bar.began) * scale - 0.5)
             color = LINES[name][0]
             parts.append(f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{BAR}" rx="1.5" fill="{color}"/>')
     parts.extend(legend(bars, lines, floor + 42))
@@ -88,15 +88,15 @@ def waterfall(spans: Sequence[ReadableSpan], title: str) -> str:
 
 
 def legend(bars: Sequence[Bar], lines: Sequence[str], y: int) -> list[str]:
-    """What each colour is, with the number of spans and their seconds, in rows of four."""
+    """What each colour is, with the number of spans and their seconds, in rows of three."""
     parts = []
     stages = [name for name in lines if name not in ("dagster.asset", "materialize")]
     for number, name in enumerate(stages):
-        x, row = 20 + number % 4 * 244, y + number // 4 * 26
+        x, row = 20 + number % 3 * 326, y + number // 3 * 24
         color, what = LINES[name]
         of_line = [bar for bar in bars if bar.name == name]
         busy = sum(bar.ended - bar.began for bar in of_line)
-        said = f"{what}: {len(of_line)} spans, {busy:.2f} s"
+        said = f"{what}: {len(of_line)} span{'s' * (len(of_line) != 1)}, {busy:.2f} s"
         parts.append(f'<rect x="{x}" y="{row - 10}" width="12" height="12" rx="2" fill="{color}"/>')
         parts.append(f'<text x="{x + 18}" y="{row}" font-size="12" fill="#1d232b">{escape(said)}</text>')
     return parts
@@ -109,7 +109,7 @@ def ticks(seconds: float) -> list[float]:
 
 
 def traced_run(asset: str, rows: int) -> list[ReadableSpan]:
-    """The spans of a materialization of one of the demo's assets with its first `rows` rows."""
+    """The spans of a materialization of one of the demo's assets with `rows` of its rows."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -144,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("picture", type=Path)
     parser.add_argument("--asset", default="docstrings_embeddings")
-    parser.add_argument("--rows", type=int, default=1500)
+    parser.add_argument("--rows", type=int, default=600)
     options = parser.parse_args()
     spans = traced_run(options.asset, options.rows)
     title = f"A Dagster materialization of {options.asset}: {options.rows:,} texts"
