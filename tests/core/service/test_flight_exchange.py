@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from local_batcher import LocalBatcher, eventually
 
 from fletcher_core import Embedder
-from fletcher_core.batching import WINDOW
 from fletcher_core.errors import EngineError
+from fletcher_core.service import read_ahead
 from fletcher_core.service.flight import FlightService
 from fletcher_core.service.read_ahead import ReadLimits
 
@@ -147,14 +147,19 @@ def test_queries_are_embedded_as_queries(serve: Serve, connect: Connect, batcher
     assert batcher.queries == 2
 
 
-def test_a_batch_over_a_window_is_cut_and_put_together_again(serve: Serve, connect: Connect, minilm: Embedder) -> None:
-    texts: list[str | None] = [f"{i % 97}" for i in range(2 * WINDOW + 5)]
-    texts[WINDOW + 1] = None
+def test_a_batch_over_a_window_is_cut_and_put_together_again(
+    serve: Serve, connect: Connect, minilm: Embedder, batcher: LocalBatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window = 32
+    monkeypatch.setattr(read_ahead, "WINDOW", window)
+    texts: list[str | None] = [f"{i % 17}" for i in range(2 * window + 5)]
+    texts[window + 1] = None
     answered, _ = exchange(connect(serve()), TEXT, [batch(texts)])
-    known = minilm.embed([str(i) for i in range(97)])
+    assert batcher.begun == 3
+    known = minilm.embed([str(i) for i in range(17)])
     vectors = vectors_of(answered[0]["vector"])
-    for row in (0, WINDOW - 1, WINDOW, 2 * WINDOW, 2 * WINDOW + 4):
-        assert vectors[row] @ known[row % 97] > 0.9999
+    for row in (0, window - 1, window, 2 * window, 2 * window + 4):
+        assert vectors[row] @ known[row % 17] > 0.9999
     assert answered[0]["vector"].is_null().to_pylist() == [text is None for text in texts]
 
 
@@ -210,7 +215,7 @@ def test_what_cannot_work_is_refused_with_words(
 @pytest.mark.parametrize("said", [b"[1]", b"{", b"nul", b"[" * 100_000, b"\xff", b'{"a":' * 100])
 def test_a_command_that_is_no_json_object_is_refused(serve: Serve, connect: Connect, said: bytes) -> None:
     writer, reader = connect(serve()).do_exchange(flight.FlightDescriptor.for_command(said), call_options())
-    writer.begin(TEXT)
+    writer.done_writing()
     with pytest.raises(pa.ArrowInvalid, match="command"):
         reader.read_chunk()
 
