@@ -28,7 +28,7 @@ from fletcher_core.service.gateway import Gateway, PutRequest
 from fletcher_core.service.read_ahead import Batcher, ReadAhead, ReadLimits
 from fletcher_core.service.running_calls import RunningCalls
 from fletcher_core.service.text_batch import TextRequest
-from fletcher_core.telemetry.metrics import PANICS, REQUEST_SECONDS
+from fletcher_core.telemetry.metrics import PANICS, REJECTED, REQUEST_SECONDS
 from fletcher_core.tokenizers.request import check_whole
 
 _LOG = logging.getLogger(__name__)
@@ -51,6 +51,9 @@ class FlightSettings:
     """PEM files; with `client_ca` clients must show a certificate."""
     calls: int = 64
     """Calls at once; each has two threads."""
+    dictionaries: bool = True
+    """Take columns of dictionaries. pyarrow decodes them before anybody can look at them, and a damaged one can end the
+    process: set it to False where clients are not trusted."""
     limits: ReadLimits = field(default_factory=ReadLimits)
     """Of each call."""
 
@@ -147,7 +150,7 @@ class FlightService(flight.FlightServerBase):  # type: ignore[misc]
                 raise pa.ArrowInvalid("an exchange takes a command descriptor; a path is for a put")
             embedder = self._batcher.embedder
             request = TextRequest.parse(descriptor.command or b"", embedder.dimension)
-            schema = _schema(reader)
+            schema = self._schema(reader)
             if schema is None:
                 return
             request.check_schema(schema)
@@ -179,7 +182,7 @@ class FlightService(flight.FlightServerBase):  # type: ignore[misc]
                     "no Longbow server is configured: start the service with its address, or get the vectors by "
                     "DoExchange"
                 )
-            schema = _schema(reader)
+            schema = self._schema(reader)
             if schema is None:
                 return
             request = PutRequest.parse(descriptor, schema, self._batcher.embedder.dimension)
@@ -253,6 +256,9 @@ class FlightService(flight.FlightServerBase):  # type: ignore[misc]
             raise flight_error(error) from None  # pyarrow sends the whole chain along
         except (flight.FlightError, pa.ArrowException, NotImplementedError):
             raise
+        except OSError as error:  # of writing an answer
+            REJECTED.labels("disconnected").inc()
+            raise flight.FlightUnavailableError(f"the client has left: {str(error)[:300]}") from None
         except Exception:  # noqa: BLE001 - told without what it says, which is for the log alone
             PANICS.labels("flight").inc()
             _LOG.exception("a Flight call failed in a way that is not Fletcher's: %s", route)
@@ -260,12 +266,23 @@ class FlightService(flight.FlightServerBase):  # type: ignore[misc]
         finally:
             REQUEST_SECONDS.labels(route, status).observe(time.perf_counter() - started)
 
+    def _schema(self, reader: flight.MetadataRecordBatchReader) -> pa.Schema | None:
+        """The schema of the stream; None where the client ended it without sending one."""
+        try:
+            schema = reader.schema
+        except OSError as error:
+            if "never sent a data message" in str(error):
+                return None
+            raise pa.ArrowInvalid(f"the stream is damaged: {str(error)[:300]}") from None
+        if not self.settings.dictionaries and (found := [each.name for each in schema if _has_dictionary(each.type)]):
+            raise pa.ArrowInvalid(
+                f"column {found[0]!r} is a dictionary, which this service does not take: send its values, as "
+                "dictionary_decode() gives them"
+            )
+        return schema
 
-def _schema(reader: flight.MetadataRecordBatchReader) -> pa.Schema | None:
-    """The schema of the stream; None where the client ended it without sending one."""
-    try:
-        return reader.schema
-    except OSError as error:
-        if "never sent a data message" in str(error):
-            return None
-        raise pa.ArrowInvalid(f"the stream is damaged: {str(error)[:300]}") from error
+
+def _has_dictionary(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _has_dictionary(kind.storage_type)
+    return pa.types.is_dictionary(kind) or any(_has_dictionary(kind.field(at).type) for at in range(kind.num_fields))

@@ -191,6 +191,8 @@ class ReadAhead:
                     chunk = self._reader.read_chunk()
                 except StopIteration:
                     break
+                except OSError as error:
+                    raise pa.ArrowInvalid(f"the stream is damaged: {str(error)[:300]}") from None
                 if chunk.data is not None and not self._ended.is_set():
                     self._submit_batch(chunk.data)
                 del chunk

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import grpc
 import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from local_batcher import LocalBatcher, eventually
 
+from chaos import wire_bytes
 from fletcher_core import Embedder
 from fletcher_core.errors import EngineError
 from fletcher_core.service import read_ahead
@@ -278,3 +280,23 @@ def test_damaged_offsets_are_refused_and_the_service_goes_on(serve: Serve, conne
             exchange(client, sent.schema, [sent])
     answered, _ = exchange(client, TEXT, [batch(["still here"])])
     assert answered[0]["vector"].null_count == 0
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_dictionaries_can_be_refused(serve: Serve, connect: Connect, nested: bool) -> None:
+    kind = pa.dictionary(pa.int8(), pa.string())
+    schema = pa.schema([("text", pa.string()), ("label", pa.list_(pa.struct([("of", kind)])) if nested else kind)])
+    with pytest.raises(pa.ArrowInvalid, match="column 'label' is a dictionary"):
+        exchange(connect(serve(dictionaries=False)), schema, [])
+
+
+def test_a_stream_that_is_no_arrow_is_an_invalid_argument(serve: Serve, connect: Connect) -> None:
+    sent = wire_bytes.flight_data(pa.table({"text": ["a", "b"]}))
+    first = wire_bytes.field(1, wire_bytes.field(1, 2))  # a descriptor with an empty command
+    noise = wire_bytes.field(2, b"\xff" * 40)
+    for damaged in ([first + sent[0], noise], [first + noise]):
+        with grpc.insecure_channel(serve().address.removeprefix("grpc://")) as channel:
+            call = channel.stream_stream(wire_bytes.SERVICE + "DoExchange")
+            with pytest.raises(grpc.RpcError, match="damaged") as caught:
+                list(call(iter(damaged), timeout=20.0))
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
