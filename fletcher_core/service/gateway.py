@@ -27,6 +27,8 @@ from fletcher_core.service.text_batch import (
     parse_command,
     refuse_unknown,
 )
+from fletcher_core.tokenizers.request import surrogate_reason
+
 
 VECTOR, ID = "vector", "id"
 """The two columns that mean something to Longbow."""
@@ -57,7 +59,7 @@ class PutRequest:
             options = parse_command(descriptor.command or b"")
             dataset = options.pop("dataset", "")
         refuse_unknown(options, ["column", "query", "dimension", "keep_text"])
-        if not isinstance(dataset, str) or not dataset:
+        if not isinstance(dataset, str) or not dataset or surrogate_reason(dataset):
             raise pa.ArrowInvalid("a put needs the name of a dataset: give a path descriptor of one element")
         _LIMITS.check_name(dataset, "a dataset")
         keep_text = options.pop("keep_text", True)

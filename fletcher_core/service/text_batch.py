@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from fletcher_core.longbow.server.limits import Limits
+from fletcher_core.tokenizers.request import surrogate_reason
 
 MAX_COMMAND_BYTES = 64 * 1024
 _LIMITS = Limits(columns=1_000, json_depth=4)
@@ -46,7 +47,7 @@ class TextRequest:
         refuse_unknown(options, [field.name for field in fields(cls)])
         request = cls(**options)
         for name, value in (("column", request.column), ("output", request.output)):
-            if not isinstance(value, str) or not 0 < len(value) <= _LIMITS.name_bytes:
+            if not isinstance(value, str) or not 0 < len(value) <= _LIMITS.name_bytes or surrogate_reason(value):
                 raise pa.ArrowInvalid(f"{name} is {_shown(value)}: give the name of a column")
         if not isinstance(request.query, bool):
             raise pa.ArrowInvalid(f"query is {_shown(request.query)}: give true or false")

@@ -205,6 +205,7 @@ def test_a_client_that_waits_for_each_answer_gets_it(serve: Serve, connect: Conn
         (TEXT, {"dimension": True}, "dimension is True"),
         (TEXT, {"query": "yes"}, "query is 'yes'"),
         (TEXT, {"output": ""}, "output is ''"),
+        (TEXT, {"output": "\ud800"}, "give the name of a column"),
     ],
 )
 def test_what_cannot_work_is_refused_with_words(
@@ -294,9 +295,8 @@ def test_a_stream_that_is_no_arrow_is_an_invalid_argument(serve: Serve, connect:
     sent = wire_bytes.flight_data(pa.table({"text": ["a", "b"]}))
     first = wire_bytes.field(1, wire_bytes.field(1, 2))  # a descriptor with an empty command
     noise = wire_bytes.field(2, b"\xff" * 40)
-    for damaged in ([first + sent[0], noise], [first + noise]):
-        with grpc.insecure_channel(serve().address.removeprefix("grpc://")) as channel:
-            call = channel.stream_stream(wire_bytes.SERVICE + "DoExchange")
-            with pytest.raises(grpc.RpcError, match="damaged") as caught:
-                list(call(iter(damaged), timeout=20.0))
-        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    with grpc.insecure_channel(serve().address.removeprefix("grpc://")) as channel:
+        call = channel.stream_stream(wire_bytes.SERVICE + "DoExchange")
+        with pytest.raises(grpc.RpcError, match="the stream is damaged") as caught:
+            list(call(iter([first + sent[0], noise]), timeout=20.0))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
