@@ -29,7 +29,6 @@ from fletcher_core.service.text_batch import (
 )
 from fletcher_core.tokenizers.request import surrogate_reason
 
-
 VECTOR, ID = "vector", "id"
 """The two columns that mean something to Longbow."""
 OPTIONS = b"fletcher"
