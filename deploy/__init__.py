@@ -1,0 +1,1 @@
+"""What is set up beside Fletcher: its monitoring."""
