@@ -1,0 +1,91 @@
+"""Moves every metric of Fletcher, by real embedding and by counting directly what needs a failure to happen.
+
+python -m deploy.monitoring.exercise --port 8080      # shows them at http://127.0.0.1:8080/metrics until it is ended
+"""
+
+import argparse
+import random
+import time
+from collections.abc import Callable
+
+from prometheus_client import start_http_server
+
+from fletcher_core import Embedder
+from fletcher_core.telemetry import metrics
+
+_PAUSE_SECONDS = 0.05
+_REASONS = ("overload", "deadline", "draining", "too_large", "unauthorized", "disconnected")
+_STAGES = ("diff", "read", "tokenize", "queue", "guard", "write", "send")
+_WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "seven", "engines", "hum")
+
+
+class Exercise:
+    """Call `step` again and again: each moves every metric a little. Without an embedder, counts alone."""
+
+    def __init__(self, seed: int, embedder: Embedder | None) -> None:
+        self._random = random.Random(seed)
+        self._embedder = embedder
+        self._steps = 0
+
+    def step(self) -> None:
+        """One batch and all that may happen around it."""
+        self._steps += 1
+        seconds, tokens = self._embed()
+        metrics.VECTORS.inc(8)
+        metrics.TOKENS.inc(tokens)
+        metrics.STAGE_SECONDS.labels("compute").observe(seconds)
+        metrics.DEVICE_BUSY.observe(self._random.betavariate(8, 2))
+        metrics.BATCH_TOKENS.observe(tokens * 1.1)
+        metrics.PADDING.observe(self._random.betavariate(1, 8))
+        metrics.QUEUE_TOKENS.set(self._random.randrange(4096))
+        for stage in _STAGES:
+            metrics.STAGE_SECONDS.labels(stage).observe(self._random.expovariate(200))
+        for layer in ("embedding", *(f"{number:02}" for number in range(6)), "pooling"):
+            metrics.LAYER_SECONDS.labels(layer).observe(seconds / 8 * self._random.uniform(0.8, 1.2))
+        for kind, share in (("active", 0.5), ("cache", 0.2), ("peak", 0.9), ("resident", 0.4)):
+            metrics.DEVICE_MEMORY.labels(kind).set(4e9 * share * self._random.uniform(0.95, 1.0))
+        for route, status in (("/v1/embeddings", "200"), ("/embed", "200"), ("DoExchange", "OK"), ("/ready", "200")):
+            metrics.REQUEST_SECONDS.labels(route, status).observe(seconds + self._random.expovariate(100))
+        metrics.CACHE_REQUESTS.labels(self._random.choice(("hit", "miss", "miss"))).inc(8)
+        metrics.LONGBOW_BYTES.labels("sent").inc(8 * 384 * 4)
+        metrics.LONGBOW_BYTES.labels("received").inc(512)
+        self._now_and_then()
+
+    def _embed(self) -> tuple[float, int]:
+        texts = [" ".join(self._random.choices(_WORDS, k=self._random.randint(4, 40))) for _ in range(8)]
+        began = time.perf_counter()
+        if self._embedder is not None:
+            self._embedder.embed(texts)
+        return max(time.perf_counter() - began, 1e-3), sum(len(text.split()) + 2 for text in texts)
+
+    def _now_and_then(self) -> None:
+        """What goes wrong, one thing after the other."""
+        events: list[Callable[[], None]] = [
+            lambda: metrics.REQUEST_SECONDS.labels("/embed", "500").observe(0.4),
+            lambda: metrics.REJECTED.labels(self._random.choice(_REASONS)).inc(),
+            lambda: metrics.OUTPUT_INVALID.inc(),
+            lambda: metrics.QUARANTINED.labels(self._random.choice(("invalid_text", "engine_failed"))).inc(),
+            lambda: metrics.FAILOVERS.labels("mlx", "cpu", "lost").inc(),
+            lambda: metrics.FAILOVERS.labels("cpu", "mlx", "recovered").inc(),
+            lambda: metrics.PANICS.labels("engine").inc(),
+            lambda: metrics.BREAKER_STATE.labels("longbow:3000").set(self._random.choice((0, 1, 2))),
+        ]
+        events[self._steps % len(events)]()
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--without-model", action="store_true", help="count without embedding anything")
+    arguments = parser.parse_args()
+    exercise = Exercise(arguments.seed, None if arguments.without_model else Embedder.load())
+    start_http_server(arguments.port, addr="127.0.0.1", registry=metrics.REGISTRY)
+    while True:
+        exercise.step()
+        time.sleep(_PAUSE_SECONDS)
+
+
+if __name__ == "__main__":
+    main()
