@@ -13,7 +13,7 @@ BENCH_VENV := .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed
 AUDIT_VENV := .venv-audit
 PACKAGES := fletcher_core fletcher_dagster demo
-CODE := $(PACKAGES) kernels tests bench chaos
+CODE := $(PACKAGES) kernels tests bench chaos deploy
 NATIVE := kernels/simd/CMakeLists.txt $(foreach folder,. arrow encoder unicode wordpiece wordpiece/isa,\
   $(wildcard $(foreach ending,h cpp inc,kernels/simd/$(folder)/*.$(ending))))
 BUILD := scikit-build-core nanobind cmake ninja

@@ -11,8 +11,8 @@ from deploy.monitoring.panels import Json, Query, buckets, in_words, rows_of, st
 
 FILE = Path(__file__).parent / "grafana" / "dashboards" / "fletcher.json"
 _COLUMNS = 24
-# What load balancers and Prometheus ask for; neither work nor anybody's waiting.
-PROBES = "/(health|live|ready|metrics).*"
+# What load balancers, Prometheus and scanners ask for: none of it is work.
+PROBES = "/(healthz|readyz|metrics|docs|openapi).*|other"
 
 _SERIES = 'job=~"$job",instance=~"$instance"'
 _REQUESTS = f'route!~"{PROBES}",{_SERIES}'

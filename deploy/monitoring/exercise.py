@@ -44,7 +44,7 @@ class Exercise:
             metrics.LAYER_SECONDS.labels(layer).observe(seconds / 8 * self._random.uniform(0.8, 1.2))
         for kind, share in (("active", 0.5), ("cache", 0.2), ("peak", 0.9), ("resident", 0.4)):
             metrics.DEVICE_MEMORY.labels(kind).set(4e9 * share * self._random.uniform(0.95, 1.0))
-        for route, status in (("/v1/embeddings", "200"), ("/embed", "200"), ("DoExchange", "OK"), ("/ready", "200")):
+        for route, status in (("/v1/embeddings", "200"), ("/embed", "200"), ("DoExchange", "OK"), ("/readyz", "200")):
             metrics.REQUEST_SECONDS.labels(route, status).observe(seconds + self._random.expovariate(100))
         metrics.CACHE_REQUESTS.labels(self._random.choice(("hit", "miss", "miss"))).inc(8)
         metrics.LONGBOW_BYTES.labels("sent").inc(8 * 384 * 4)
