@@ -30,11 +30,10 @@ from fletcher_core.store.durable import write_failed
 from fletcher_core.store.generation import Generation
 from fletcher_core.store.ledger import text_form
 from fletcher_core.store.vectors import write_known_vectors
-from fletcher_core.template import parse_template
+from fletcher_core.template import is_blank, text_sql
 
 _ROW_GROUP_ROWS = 16_384
 _ROW_GROUP_BYTES = "32MB"
-_SEPARATOR = "\n\n"
 _EXAMPLES = 5  # ids named in an error
 
 
@@ -223,9 +222,9 @@ def _hashed(source: Source, types: dict[str, str], relation: str, partition: Par
     ]
     kind = (
         f"CASE WHEN {row_id} IS NULL THEN 'null_id' WHEN {' AND '.join(f'{name} IS NULL' for name in texts)} "
-        f"THEN 'null_text' WHEN {' AND '.join(map(_is_blank, texts))} THEN 'empty_text' ELSE 'text' END"
+        f"THEN 'null_text' WHEN {' AND '.join(map(is_blank, texts))} THEN 'empty_text' ELSE 'text' END"
     )
-    text, condition = _joined(source), "true"
+    text, condition = text_sql(source.text_columns, source.template), "true"
     used = [source.id_column, *source.text_columns, *source.metadata_columns]
     if partition.filtered:
         name = filter_column(source, partition)
@@ -246,28 +245,6 @@ def _hashed(source: Source, types: dict[str, str], relation: str, partition: Par
         "CASE WHEN fletcher_kind = 'text' THEN id END AS fletcher_key FROM "
         f"(SELECT {', '.join(columns)} FROM {relation} WHERE {condition})"
     )
-
-
-def _joined(source: Source) -> str:
-    """The row's text: by the template, or the columns that are not null with an empty line between them."""
-    columns = [f"CAST({identifier(name)} AS VARCHAR)" for name in source.text_columns]
-    if source.template is not None:
-        parts: list[str] = []
-        for text, column in parse_template(source.template, source.text_columns):
-            parts += [literal(text)] if text else []
-            parts += [f"coalesce(CAST({identifier(column)} AS VARCHAR), '')"] if column is not None else []
-        return f"concat({', '.join(parts)})"
-    return columns[0] if len(columns) == 1 else f"concat_ws({literal(_SEPARATOR)}, {', '.join(columns)})"
-
-
-def _is_blank(column: str) -> str:
-    """True for null, and for texts of separators, control and format characters alone.
-
-    Most texts begin with a printable ASCII character, which a comparison settles without a search.
-    """
-    text = f"CAST({column} AS VARCHAR)"
-    searched = f"coalesce(NOT regexp_matches({text}, '[^\\p{{Z}}\\p{{Cc}}\\p{{Cf}}]'), true)"
-    return f"CASE WHEN {text} >= '!' AND {text} < chr(127) THEN false ELSE {searched} END"
 
 
 def _metadata_number(source: Source) -> str:

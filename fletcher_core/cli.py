@@ -1,45 +1,70 @@
-"""The `fletcher` command: arguments in, the command's module called, its status out."""
+"""The `fletcher` command: arguments in, the command's module called, its status out.
 
-import argparse
+Ctrl-C is taken care of before anything large is imported, and every failure is one line: of words, or of JSON.
+"""
+
+import os
 import sys
 from collections.abc import Sequence
-from typing import Protocol
 
-from fletcher_core.commands import compact, deliver, quarantine, reconcile, search, selftest
-from fletcher_core.commands.options import Commands, in_options
 from fletcher_core.errors import FletcherError
 from fletcher_core.interrupts import EXIT_STATUS, orderly_then_at_once
 
-
-class _Command(Protocol):
-    def add(self, commands: Commands) -> None: ...
-
-    def run(self, options: argparse.Namespace) -> int: ...
-
-
-_COMMANDS: dict[str, _Command] = {
-    "search": search,
-    "deliver": deliver,
-    "reconcile": reconcile,
-    "quarantine": quarantine,
-    "compact": compact,
-    "selftest": selftest,
-}
+TRACEBACK = "FLETCHER_TRACEBACK"
+"""Environment variable: set, what nobody expected is raised with its traceback."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 when it worked, 1 with the reason on standard error when it did not, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="fletcher", description="Embeddings of DuckDB and Parquet tables.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for module in _COMMANDS.values():
-        module.add(commands)
-    options = parser.parse_args(arguments)
+    """Run the command; 0 when it worked, 1 with the reason on standard error when it did not, 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: with 2 for arguments that are none of a command's.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in given[: given.index("--")] if "--" in given else "--json" in given
     try:
         with orderly_then_at_once():
-            return _COMMANDS[options.command].run(options)
+            return _run(given, as_json)
     except FletcherError as error:
-        print(f"fletcher: {in_options(str(error))}", file=sys.stderr)
+        from fletcher_core.commands.options import in_options
+
+        _tell(type(error).__name__, in_options(str(error)), as_json)
         return 1
     except KeyboardInterrupt:
-        print("fletcher: interrupted; what was done so far stays", file=sys.stderr)
+        _tell("KeyboardInterrupt", "interrupted; what was done so far stays", as_json)
         return EXIT_STATUS
+    except BrokenPipeError:  # whoever read our output has enough: `fletcher ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # nobody's traceback but ours is of use to a user
+        if os.environ.get(TRACEBACK):
+            raise
+        said = f"unexpected {type(error).__name__}: {error}. Set {TRACEBACK}=1 and report what is printed then"
+        _tell(type(error).__name__, said, as_json)
+        return 1
+
+
+def _run(given: list[str], as_json: bool) -> int:
+    from fletcher_core.commands.app import UsageError, app
+
+    try:
+        status = app(given, standalone_mode=False, prog_name="fletcher") or 0
+    except UsageError as error:
+        if as_json:
+            _tell("UsageError", error.format_message(), as_json)
+        else:
+            error.show()
+        raise SystemExit(2) from error
+    if status == EXIT_STATUS:  # what typer makes of KeyboardInterrupt
+        raise KeyboardInterrupt
+    sys.stdout.flush()
+    return int(status)
+
+
+def _tell(kind: str, message: str, as_json: bool) -> None:
+    if as_json:
+        import json
+
+        print(json.dumps({"error": {"type": kind, "message": message}}, ensure_ascii=False), file=sys.stderr)
+    else:
+        print(f"fletcher: {message}", file=sys.stderr)

@@ -1,6 +1,5 @@
 """Texts in, vectors out: a model, its tokenizer and an engine behind one object. No Dagster, no store."""
 
-import hashlib
 import json
 import threading
 import time
@@ -25,6 +24,7 @@ from fletcher_core.engines.isolated import IsolatedEngine
 from fletcher_core.errors import ConfigError, EngineError, InputError
 from fletcher_core.guard import Guard, sound_vectors
 from fletcher_core.models import ModelCard, ModelPackage, resolve_model
+from fletcher_core.models.fingerprint import fingerprint
 from fletcher_core.prefetch import prefetch
 from fletcher_core.stop import NEVER, Stop
 from fletcher_core.telemetry.busy_seconds import EngineWork
@@ -165,20 +165,17 @@ class Embedder:
             layer_sample=layer_sample,
         )
         loaded = start_engine(spec, isolation)
-        identity = {
-            "model": package.weights_digest(),
-            "pooling": package.pooling,
-            "normalize": normalize,
-            "dimension": dimension,
-            "prompt": document,
-            "max_length": max_length,
-            "long_text": long_text,
-            "chunk_overlap": chunk_overlap if long_text == "chunk" else None,
-        }
-        if loaded.precision == "int8":  # the floats agree so well that stores may mix them
-            identity["precision"] = "int8"
-        fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        card = ModelCard(package.name, fingerprint, dimension)
+        identity = fingerprint(
+            package,
+            normalize=normalize,
+            dimension=dimension,
+            prompt=document,
+            max_length=max_length,
+            long_text=long_text,
+            chunk_overlap=chunk_overlap,
+            precision=loaded.precision,
+        )
+        card = ModelCard(package.name, identity, dimension)
         return cls(package, loaded, encoder, query, card, normalize, cache, second_opinion(spec, loaded))
 
     @property

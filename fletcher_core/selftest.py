@@ -6,7 +6,6 @@ every embedding model must do, and timed.
 
 import importlib.metadata
 import json
-import math
 import platform
 import subprocess
 import sys
@@ -15,16 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from fletcher_core.benchmark import engine_throughput, memory_used, single_text_latency
 from fletcher_core.embedder import Embedder
 from fletcher_core.engines import choose
 from fletcher_core.engines.choose import has_gpu
 from fletcher_core.errors import ConfigError, FletcherError
-from fletcher_core.tokens import TokenBatch, cumulative
 
 if TYPE_CHECKING:
     from fletcher_core.engines.mlx.checks import Check
@@ -47,9 +45,11 @@ class Report:
 
     figures: dict[str, Any] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    silent: bool = False
 
     def line(self, text: str = "") -> None:
-        print(text, flush=True)
+        if not self.silent:
+            print(text, flush=True)
 
     def fact(self, name: str, value: object) -> None:
         self.figures[name] = value
@@ -67,18 +67,19 @@ class Report:
             self.fail(f"{name}: {detail}")
 
 
-def selftest(model: str, *, quick: bool = False, json_file: Path | None = None) -> int:
+def selftest(model: str, *, quick: bool = False, json_file: Path | None = None, as_json: bool = False) -> int:
     """Print the report; 0 if all is well, 1 if anything failed.
 
     Args:
         model: as `Embedder.load` takes it.
         quick: leave the benchmark out.
         json_file: where the figures go, too.
+        as_json: print the figures as JSON in place of the report.
 
     Raises:
         ConfigError: `json_file` cannot be written.
     """
-    report = Report()
+    report = Report(silent=as_json)
     _versions(report)
     if has_gpu():
         _check_gpu(report)
@@ -92,8 +93,10 @@ def selftest(model: str, *, quick: bool = False, json_file: Path | None = None) 
     for failure in report.failures:
         report.line(f"failed: {failure[:112]}")
     report.line("FAIL" if report.failures else "PASS")
+    figures = {**report.figures, "failures": report.failures, "passed": not report.failures}
+    if as_json:
+        print(json.dumps(figures, default=str, ensure_ascii=False))
     if json_file is not None:
-        figures = {**report.figures, "failures": report.failures, "passed": not report.failures}
         try:
             json_file.write_text(json.dumps(figures, indent=2, default=str) + "\n", encoding="utf-8")
         except OSError as error:
@@ -245,50 +248,14 @@ def _benchmark(report: Report, embedder: Embedder) -> None:
     engine = embedder.engine
     length = min(_TEXT_TOKENS, embedder.package.max_length)
     _progress("timing full batches")
-    count = 4096
-    ids = np.random.default_rng(0).integers(0, embedder.package.architecture.vocab_size, count * length)
-    texts = TokenBatch(ids.astype(np.int32), cumulative(np.full(count, length)))
-    batches = [texts.take(rows) for rows in engine.batching.plan(texts.lengths)]
-    for _ in engine.run(batches[:2]):
-        pass
-    tokens, started, seconds = 0, time.perf_counter(), math.inf
-    for vectors in engine.run(_endless(batches, started)):
-        tokens += len(vectors) * length
-        seconds = time.perf_counter() - started
-    report.figures["tokens_per_second"] = tokens / seconds
-    budget = getattr(engine, "budget", None)
-    size = budget.current if budget is not None else getattr(engine, "token_budget", len(batches[0].ids))
-    report.fact("throughput", f"{tokens / seconds:,.0f} tokens/s, texts of {length} tokens, batches of {size}")
+    rate, size = engine_throughput(embedder, length, _BENCHMARK_SECONDS)
+    report.figures["tokens_per_second"] = rate.tokens_per_second
+    report.fact("throughput", f"{rate.tokens_per_second:,.0f} tokens/s, texts of {length} tokens, batches of {size}")
     _progress("timing single texts")
-    latencies: list[float] = []
-    while len(latencies) < 200 and sum(latencies) < _BENCHMARK_SECONDS:
-        started = time.perf_counter()
-        embedder.embed(_PARAPHRASE[:1])
-        latencies.append(time.perf_counter() - started)
-    report.figures["latency_p50_seconds"] = median(latencies)
-    report.fact("latency", f"{median(latencies) * 1e3:.2f} ms for one short text, p50 of {len(latencies)}")
-    report.fact("memory", _memory(engine))
-
-
-def _endless(batches: Sequence[TokenBatch], started: float) -> Iterator[TokenBatch]:
-    """`batches` over and over until the time is up."""
-    while True:
-        for batch in batches:
-            if time.perf_counter() - started > _BENCHMARK_SECONDS:
-                return
-            yield batch
-
-
-def _memory(engine: Any) -> str:
-    if hasattr(engine, "memory"):
-        gigabytes = (engine.memory.active() / 1e9, engine.memory.peak() / 1e9, engine.memory.limit / 1e9)
-        return "{:.2f} GB in use, {:.2f} GB at most, of {:.1f} GB".format(*gigabytes)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return "unknown"
-    unit = 1 if sys.platform == "darwin" else 1024
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.2f} GB of the process at most"
+    latency = single_text_latency(embedder, _PARAPHRASE[0], _BENCHMARK_SECONDS)
+    report.figures["latency_p50_seconds"] = latency.p50
+    report.fact("latency", f"{latency.p50 * 1e3:.2f} ms for one short text, p50 of {latency.calls}")
+    report.fact("memory", memory_used(engine))
 
 
 def _progress(text: str) -> None:

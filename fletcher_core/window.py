@@ -62,7 +62,7 @@ def finish_window(window: Window, result: EmbeddedTexts, embedder: Embedder, sch
     cut = rows["truncated"].to_numpy().copy()
     reasons = np.full(rows.num_rows, "", dtype=object)
     vectors[fresh], tokens[fresh], cut[fresh] = result.vectors[share], result.token_counts[share], result.cut[share]
-    reasons[fresh] = _refusals(result, embedder)[share]
+    reasons[fresh] = refusals(result, embedder)[share]
     if not fresh.all():
         known = rows["vector"].combine_chunks().filter(pa.array(~fresh))
         vectors[~fresh] = known.flatten().to_numpy().reshape(-1, embedder.dimension)
@@ -91,7 +91,7 @@ def delete_rows(outdated: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.table({field.name: columns.get(field.name, pa.nulls(count, field.type)) for field in fields})
 
 
-def _refusals(result: EmbeddedTexts, embedder: Embedder) -> npt.NDArray[np.object_]:
+def refusals(result: EmbeddedTexts, embedder: Embedder) -> npt.NDArray[np.object_]:
     """For each text '' or why its vector must not be used, as 'reason: message'."""
     refused = np.full(len(result.sound), "", dtype=object)
     refused[~result.sound] = f"invalid_vector: the vector {embedder.verdict}"

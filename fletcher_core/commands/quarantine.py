@@ -1,71 +1,111 @@
 """`fletcher quarantine`: the rows that could not be embedded, with why; and asking that they be tried again."""
 
-import argparse
-import json
+import shutil
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
+import typer
 
-from fletcher_core.commands.options import Commands, add_store, open_store
+from fletcher_core.commands import options
+from fletcher_core.commands.options import open_store
+from fletcher_core.commands.output import print_json, printable
 from fletcher_core.errors import ConfigError
 
-_WIDTH = 100  # characters of a message in a table
+if TYPE_CHECKING:
+    from fletcher_core.store import VectorStore
+
+_INDENT = "    "
+_LEAST_WIDTH = 60  # columns of a message, however narrow the terminal
+
+_Partition = Annotated[str | None, typer.Option("--partition", metavar="KEY", help="Only of this partition.")]
+
+group = typer.Typer(
+    help="Rows that could not be embedded: list them, try them again.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
-def add(commands: Commands) -> None:
-    """Describe the arguments."""
-    command = commands.add_parser("quarantine", help="rows that could not be embedded: list them, try them again")
-    actions = command.add_subparsers(dest="action", required=True)
-    listing = actions.add_parser("list", help="print them with their reasons")
-    listing.add_argument("--reason", help="only of this reason, as in the second column")
-    listing.add_argument("--json", action="store_true", help="a JSON object a line, messages in full")
-    retrying = actions.add_parser("retry", help="have the next run try them again, however often they failed")
-    retrying.add_argument("ids", nargs="*", metavar="ID", help="which rows; all when none is named")
-    for action in (listing, retrying):
-        action.add_argument("--partition", help="only of this partition")
-        add_store(action)
+@group.command("list")
+def listed(
+    store: options.Store,
+    collection: options.Collection,
+    reason: Annotated[str | None, typer.Option("--reason", help="Only of this reason.")] = None,
+    partition: _Partition = None,
+    as_json: options.Json = False,
+) -> int:
+    """Print the rows with their reasons."""
+    with open_store(store, collection) as opened:
+        rows = _rows(opened, partition)
+        if reason is not None:
+            from fletcher_core.store.quarantine import REASONS
+
+            known = {*REASONS, *(row["reason"] for row in rows)}
+            if reason not in known:
+                raise ConfigError(f"--reason is {reason!r}: there is no such reason; known are {_named(known)}")
+            rows = [row for row in rows if row["reason"] == reason]
+    for row in rows:
+        if as_json:
+            print_json(row)
+        else:
+            print("\n".join(_lines(row)))
+    if not as_json:
+        counts = sorted(Counter(row["reason"] for row in rows).items())
+        summary = ", ".join(f"{count} {name}" for name, count in counts)
+        print(f"{len(rows)} rows in the quarantine of {collection!r}" + (f": {summary}" if summary else ""))
+    return 0
 
 
-def run(options: argparse.Namespace) -> int:
-    """Print the rows, or how many will be tried again.
-
-    Raises:
-        ConfigError: an id that is not in the quarantine.
-    """
-    with open_store(options) as store:
-        quarantine = store.quarantine
-        rows = quarantine.read(options.partition)
-        if options.action == "list":
-            _print(rows if options.reason is None else rows.filter(pc.equal(rows["reason"], options.reason)), options)
-            return 0
-        if unknown := sorted(set(options.ids) - set(rows["id"].to_pylist())):
+@group.command("retry")
+def retry(
+    store: options.Store,
+    collection: options.Collection,
+    ids: Annotated[list[str] | None, typer.Argument(help="Which rows; all when none is named.")] = None,
+    partition: _Partition = None,
+    as_json: options.Json = False,
+) -> int:
+    """Have the next run try rows again, however often they failed."""
+    with open_store(store, collection) as opened:
+        rows = _rows(opened, partition)
+        if unknown := sorted(set(ids or ()) - {row["id"] for row in rows}):
             raise ConfigError(
-                f"not in the quarantine of {options.collection!r}: {', '.join(unknown)}; `fletcher quarantine list` "
+                f"not in the quarantine of {collection!r}: {', '.join(unknown)}; `fletcher quarantine list` "
                 "prints the ids that are"
             )
-        count = quarantine.retry(options.ids or None, options.partition)
+        count = opened.quarantine.retry(ids or None, partition)
+    if as_json:
+        print_json({"collection": collection, "retried": count})
+    else:
         print(f"{count} rows are tried again by the next run")
-        return 0
+    return 0
 
 
-def _print(rows: pa.Table, options: argparse.Namespace) -> None:
-    records = rows.to_pylist()
-    if options.json:
-        for record in records:
-            print(json.dumps(record, default=str, ensure_ascii=False))
-        return
-    for record in records:
-        where = f" in {record['partition_key']}" if record["partition_key"] else ""
-        message = record["message"] if len(record["message"]) <= _WIDTH else record["message"][: _WIDTH - 3] + "..."
-        print(_printable(f"{record['id']}{where}  {record['reason']}  {_tries(record['attempts'])}  {message}"))
-    counts = rows.group_by("reason").aggregate([("id", "count")]).sort_by("reason").to_pylist()
-    summary = ", ".join(f"{count['id_count']} {count['reason']}" for count in counts)
-    print(f"{len(records)} rows in the quarantine of {options.collection!r}" + (f": {summary}" if summary else ""))
+def _rows(store: "VectorStore", partition: str | None) -> list[dict[str, Any]]:
+    """Raises ConfigError for a partition that neither the store nor its quarantine has."""
+    rows: list[dict[str, Any]] = store.quarantine.read(partition).to_pylist()
+    if partition is not None and not rows:
+        known = {key for generation in store.generations() for key in generation.partitions()}
+        known |= set(store.quarantine.read()["partition_key"].to_pylist())
+        if partition not in known:
+            raise ConfigError(f"--partition is {partition!r}: there is no such partition; known are {_named(known)}")
+    return rows
 
 
-def _printable(line: str) -> str:
-    """Ids and messages come out of the data: no line of theirs breaks ours, and none speaks to the terminal."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
+def _named(names: Iterable[str]) -> str:
+    return ", ".join(name if name else repr(name) for name in sorted(names)) or "none"
+
+
+def _lines(row: dict[str, Any]) -> list[str]:
+    """The row in one line if it fits, else its message below, whole: what to do stands at the end of it."""
+    where = f" in {row['partition_key']}" if row["partition_key"] else ""
+    head = printable(f"{row['id']}{where}  {row['reason']}  {_tries(row['attempts'])}")
+    message = printable(row["message"])
+    width = max(_LEAST_WIDTH, shutil.get_terminal_size((120, 24)).columns if sys.stdout.isatty() else 120)
+    if len(head) + 2 + len(message) <= width:
+        return [f"{head}  {message}"]
+    wrapped = textwrap.wrap(message, width, initial_indent=_INDENT, subsequent_indent=_INDENT, break_on_hyphens=False)
+    return [head, *wrapped]
 
 
 def _tries(attempts: int) -> str:

@@ -1,46 +1,54 @@
 """`fletcher reconcile`: store and Longbow compared, what is missing sent again, figures out."""
 
-import argparse
-import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
-from fletcher_core.commands.options import (
-    Commands,
-    add_longbow,
-    add_store,
-    longbow_settings,
-    newest,
-    open_store,
-    seconds,
-)
-from fletcher_core.commands.progress_line import ProgressLine
-from fletcher_core.longbow.client import LongbowClient
-from fletcher_core.longbow.reconcile import ReconcileReport, reconcile
+import typer
+
+from fletcher_core.commands import options
+from fletcher_core.commands.options import LongbowOptions, longbow_client, newest, open_store
+from fletcher_core.commands.output import print_json
+from fletcher_core.commands.progress import Progress
+
+if TYPE_CHECKING:
+    from fletcher_core.longbow.reconcile import ReconcileReport
 
 
-def add(commands: Commands) -> None:
-    """Describe the arguments."""
-    command = commands.add_parser("reconcile", help="compare store and Longbow, send again what is missing there")
-    command.add_argument("--dry-run", action="store_true", help="only compare")
-    command.add_argument("--timeout", type=seconds, metavar="SECONDS", help="of sending again; no limit by default")
-    add_longbow(command)
-    add_store(command)
+def reconcile(
+    store: options.Store,
+    collection: options.Collection,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only compare.")] = False,
+    timeout: options.Timeout = None,
+    longbow: options.Longbow = "",
+    longbow_meta: options.LongbowMeta = "",
+    longbow_ca: options.LongbowCa = "",
+    longbow_cert: options.LongbowCert = "",
+    longbow_key: options.LongbowKey = "",
+    longbow_server_name: options.LongbowServerName = "",
+    as_json: options.Json = False,
+) -> int:
+    """Compare store and Longbow, send again what is missing there.
 
+    The status is 0 when the books balance: every live row of the store is on the server and searchable. A timeout is
+    for sending again.
+    """
+    from fletcher_core.longbow.reconcile import reconcile as compare_and_send
 
-def run(options: argparse.Namespace) -> int:
-    """0 when the books balance: every live row of the store is on the server and searchable. 1 when not."""
-    with open_store(options) as store, LongbowClient(longbow_settings(options, store)) as client:
-        line = ProgressLine(sys.stderr)
-        try:
-            report = reconcile(
-                newest(store), client, dry_run=options.dry_run, timeout=options.timeout, progress=line.show
-            )
-        finally:
-            line.end()
-    print(described(report, dry_run=options.dry_run))
+    said = LongbowOptions(longbow, longbow_meta, longbow_ca, longbow_cert, longbow_key, longbow_server_name)
+    with (
+        open_store(store, collection) as opened,
+        longbow_client(said, opened.root) as (client, _),
+        Progress("rows") as progress,
+    ):
+        report = compare_and_send(newest(opened), client, dry_run=dry_run, timeout=timeout, progress=progress.say)
+    if as_json:
+        print_json({**asdict(report), "surplus": report.surplus, "balances": report.balances})
+    else:
+        print(described(report, dry_run=dry_run))
     return 0 if report.balances else 1
 
 
-def described(report: ReconcileReport, *, dry_run: bool) -> str:
+def described(report: "ReconcileReport", *, dry_run: bool) -> str:
     """The report in a few lines."""
     lines = [
         f"{report.dataset} and Longbow at {report.target}",

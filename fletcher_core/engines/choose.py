@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 from fletcher_core.engines.engine import Engine
 from fletcher_core.errors import ConfigError, EngineError
 from fletcher_core.models import ModelPackage, Weights
+from fletcher_core.models.architecture import Architecture
 
 _LOG = logging.getLogger(__name__)
 
@@ -23,6 +24,17 @@ def has_gpu() -> bool:
         _LOG.info("MLX is installed and cannot be loaded: %s", error)
         return False
     return gpu_dialect() is not None
+
+
+def engine_name(choice: EngineChoice, architecture: Architecture, precision: str = "auto") -> str:
+    """Which engine `load_engine` would load, without loading one: "mlx", "native" or "openvino".
+
+    A GPU that does not start, or does not run the model, is found out only by loading.
+    """
+    if choice == "mlx" or (choice == "auto" and precision != "int8" and has_gpu()):
+        return "mlx"
+    free = choice in ("auto", "cpu")
+    return "native" if choice == "native" or (free and _native_is_faster(architecture, precision)) else "openvino"
 
 
 def load_engine(
@@ -71,18 +83,18 @@ def load_engine(
                 raise
             _LOG.warning("the GPU engine does not start, the CPU engine takes over: %s", error)
     free = choice in ("auto", "cpu")
-    if choice == "native" or (free and _native_is_faster(package, settings.get("precision", "auto"))):
+    if choice == "native" or (free and _native_is_faster(package.architecture, settings.get("precision", "auto"))):
         return _native(package, weights, threads=threads, **settings)
     from fletcher_core.engines.openvino import OpenVinoEngine
 
     return OpenVinoEngine(package, weights, threads=threads, **settings)
 
 
-def _native_is_faster(package: ModelPackage, precision: str) -> bool:
+def _native_is_faster(architecture: Architecture, precision: str) -> bool:
     """In bfloat16, on a processor without tiles; that unit, which OpenVINO knows to use, has many times the rate."""
     from fletcher_core.engines.native import engine
 
-    return precision in ("auto", "bf16") and engine.supported(package.architecture) and not engine.has_matrix_unit()
+    return precision in ("auto", "bf16") and engine.supported(architecture) and not engine.has_matrix_unit()
 
 
 def _native(package: ModelPackage, weights: Weights, *, precision: str = "auto", **settings: Any) -> Engine:

@@ -120,6 +120,19 @@ class FileLock:
             return "another run"
 
 
+def lock_holder(path: Path) -> str | None:
+    """The run and process that hold the lock on `path`, None when nobody does. Looks only: taking the lock to find out
+    would turn away a run that asks in that moment."""
+    try:
+        holder = json.loads(path.read_text())
+        os.kill(holder["pid"], 0)  # a killed process leaves its file, and lets go of the lock
+    except PermissionError:  # it is alive, and somebody else's
+        pass
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return f"run {holder['run_id']!r} (process {holder['pid']})"
+
+
 def store_lock(root: Path) -> FileLock:
     """The lock for the few short changes that concern a whole store."""
     return FileLock(root / "locks" / "store.lock", f"the store at {str(root)!r}")

@@ -197,6 +197,11 @@ class Manifest:
         )
         return [Delivery(*row) for row in rows]
 
+    def targets(self, generation: str) -> list[str]:
+        """Servers (`host:port`) that anything of a generation was ever sent to."""
+        rows = self._database.read("SELECT target FROM targets WHERE generation = ? ORDER BY 1", (generation,))
+        return [target for (target,) in rows]
+
     def record_delivery(
         self, target: str, label: str, state: State, *, rows: int | None = None, bytes: int | None = None
     ) -> None:

@@ -44,6 +44,8 @@ SCHEMA = pa.schema(
 _REASONS = ("duplicate_id", "engine_failed", "invalid_text", "invalid_vector", "not_tokenized", "too_long")
 # What may take an engine's process with it each time it is tried, and is therefore given up at some point.
 ENGINE_FAILED = "engine_failed"
+REASONS = ("duplicate_id", ENGINE_FAILED, "invalid_text", "invalid_vector", "not_tokenized", "too_long")
+"""All that a row is set aside for."""
 _NUMBER = pa.field("number", pa.int64())
 _FOOTER_KEY = b"fletcher.quarantine"
 _FOOTER = {_FOOTER_KEY: json.dumps({"version": QUARANTINE_VERSION}).encode()}

@@ -39,7 +39,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_a_gpu_it_says_so_and_checks_the_cpu_engine(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["selftest", "--json", str(tmp_path / "figures.json")]) == 0
+    assert main(["selftest", "--output", str(tmp_path / "figures.json")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "PASS"
     assert len(lines) < 80
@@ -72,7 +72,7 @@ def test_quick_leaves_the_benchmark_out(capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.usefixtures("on_the_cpu")
 def test_every_kernel_and_every_product_is_in_the_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["selftest", "--quick", "--json", str(tmp_path / "figures.json")]) == 0
+    assert main(["selftest", "--quick", "--output", str(tmp_path / "figures.json")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) < 80
     assert max(len(line) for line in lines if not line.startswith("device")) <= 120
@@ -174,5 +174,5 @@ def test_an_engine_that_does_not_load_is_a_failure_in_its_own_words(
 
 
 def test_figures_that_cannot_be_written_are_an_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["selftest", "--quick", "--json", str(tmp_path / "no" / "figures.json")]) == 1
+    assert main(["selftest", "--quick", "--output", str(tmp_path / "no" / "figures.json")]) == 1
     assert "the figures cannot be written to" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from fletcher_core.cli import main
-from fletcher_core.commands.progress_line import ProgressLine
+from fletcher_core.commands.progress import Progress
 from fletcher_core.errors import LongbowRejected
 from fletcher_core.longbow.client import LongbowClient, LongbowSettings
 from fletcher_core.longbow.embedded import ensure_embedded, stop_embedded
@@ -170,22 +170,17 @@ def test_an_interrupted_delivery_leaves_the_rest_in_the_store(server: Any, colle
 STUBBORN = """
 import sys, time
 from fletcher_core import cli
+from fletcher_core.commands.app import app
 
-class Stubborn:
-    @staticmethod
-    def add(commands):
-        commands.add_parser("stubborn")
+@app.command()
+def stubborn():
+    try:
+        print("working", flush=True)
+        time.sleep(60)
+    finally:
+        print("tidying up", flush=True)
+        time.sleep(60)
 
-    @staticmethod
-    def run(options):
-        try:
-            print("working", flush=True)
-            time.sleep(60)
-        finally:
-            print("tidying up", flush=True)
-            time.sleep(60)
-
-cli._COMMANDS["stubborn"] = Stubborn
 sys.exit(cli.main(["stubborn"]))
 """
 
@@ -244,27 +239,30 @@ def test_reconcile_compares_and_repairs_and_says_whether_the_books_balance(
     assert main(["reconcile", "--dry-run", *where]) == 0
 
 
-def test_progress_is_a_changing_line_on_a_terminal_and_seldom_a_line_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_a_bar_on_a_terminal_and_seldom_a_line_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
     class Stream(io.StringIO):
         terminal = True
 
         def isatty(self) -> bool:
             return self.terminal
 
-    now = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     terminal, log = Stream(), Stream()
     log.terminal = False
-    lines = [ProgressLine(terminal), ProgressLine(log)]
-    for step in range(44):
-        for line in lines:
-            line.show(f"{step} of 44" if step else "a longer text")
-        now[0] += 0.25
-    for line in lines:
-        line.end()
-    assert terminal.getvalue().startswith("\ra longer text\r2 of 44      \r4 of 44\r6 of 44")
-    assert terminal.getvalue().endswith("\r42 of 44\n")
-    assert log.getvalue() == "40 of 44\n"
+    now = [100.0]
+    with Progress("rows", log) as in_log:
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        in_log._started = in_log._told_at = now[0]
+        for step in range(44):
+            in_log.show(100 * step, 4400, "Longbow is down" if step == 40 else "")
+            now[0] += 0.25
+        in_log.say("comparing")
+    assert log.getvalue() == "4,000 of 4,400 rows, 400 rows/s, 1.0 s left, Longbow is down\n"
+    monkeypatch.undo()
+    with Progress("rows", terminal) as on_terminal:
+        on_terminal.show(1000, 4400, "Longbow is down")
+    shown = terminal.getvalue()
+    assert "1,000 of 4,400 rows Longbow is down" in shown
+    assert shown.endswith("\x1b[2K")  # the bar is gone
 
 
 def test_a_server_whose_process_is_stopped_does_not_hang_the_command(collection: Any, tmp_path: Path) -> None:

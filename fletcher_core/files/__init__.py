@@ -1,0 +1,1 @@
+"""Texts of files, tables and streams in, files and streams of vectors out; no store in between."""

@@ -1,0 +1,100 @@
+"""A folder in, what the vector stores there hold out: rows, files, deliveries, quarantine, who is writing.
+
+Looks only, besides what opening a store puts in order; loads no model and asks no server.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fletcher_core.store.generation import Generation
+from fletcher_core.store.identity import FILE_NAME, read_identity
+from fletcher_core.store.locks import lock_holder
+from fletcher_core.store.manifest import STATES
+from fletcher_core.store.store import VectorStore
+
+
+@dataclass(frozen=True)
+class GenerationStatus:
+    """One model's vectors. `rows` are live; `bytes` of `files` on disk; `last_run_at` in seconds since 1970, None
+    without a run; `outbox` has, of each server that anything was sent to, the rows in each state (deletes are rows)."""
+
+    name: str
+    model: str
+    dimension: int
+    fingerprint: str
+    vector_type: str
+    partitions: int
+    rows: int
+    files: int
+    bytes: int
+    last_run_id: str | None
+    last_run_at: float | None
+    outbox: dict[str, dict[str, int]]
+    locked_by: list[str]
+
+
+@dataclass(frozen=True)
+class CollectionStatus:
+    """A collection in the store at `root`: its generations, the one written most recently first, and its rows set aside
+    by reason."""
+
+    collection: str
+    root: Path
+    generations: list[GenerationStatus]
+    quarantine: dict[str, int] = field(default_factory=dict)
+
+
+def find_collections(folder: Path) -> list[tuple[Path, str]]:
+    """Stores and their collections: `folder` itself, and those a level below, as a resource's `store_path` has them."""
+    found: set[tuple[Path, str]] = set()
+    try:
+        roots = [folder, *(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))]
+    except OSError:
+        return []
+    for root in roots:
+        found |= {(root, read_identity(path.parent).collection) for path in root.glob(f"*/{FILE_NAME}")}
+    return sorted(found)
+
+
+def collection_status(root: Path, collection: str) -> CollectionStatus:
+    """Raises StoreError when the store cannot be read."""
+    with VectorStore.open(root, collection=collection) as store:
+        reasons = Counter(store.quarantine.read()["reason"].to_pylist())
+        return CollectionStatus(
+            collection,
+            store.root,
+            [generation_status(generation) for generation in store.generations()],
+            dict(sorted(reasons.items())),
+        )
+
+
+def generation_status(generation: Generation) -> GenerationStatus:
+    """Raises StoreError when its files cannot be read."""
+    segments, files = generation.segments(), generation.files()
+    last = max(segments, key=lambda segment: segment.committed_at, default=None)
+    outbox: dict[str, dict[str, int]] = {}
+    for target in generation.manifest.targets(generation.name):
+        states = {
+            delivery.label: delivery.state for delivery in generation.manifest.deliveries(target, generation.name)
+        }
+        rows: dict[str, int] = {state: 0 for state in STATES}
+        for segment in segments:
+            rows[states.get(segment.label, "pending")] += segment.rows
+        outbox[target] = rows
+    locks = sorted((generation.root / "locks").glob(f"{generation.name}--*.lock"))
+    return GenerationStatus(
+        name=generation.name,
+        model=generation.card.name,
+        dimension=generation.card.dimension,
+        fingerprint=generation.card.fingerprint,
+        vector_type=generation.vector_type,
+        partitions=len(generation.partitions()),
+        rows=generation.row_count(),
+        files=len(files),
+        bytes=sum(file.stat().st_size for file in files if file.exists()),
+        last_run_id=None if last is None else last.run_id,
+        last_run_at=None if last is None else last.committed_at,
+        outbox=outbox,
+        locked_by=[holder for path in locks if (holder := lock_holder(path)) is not None],
+    )
