@@ -1,8 +1,9 @@
 """`fletcher serve`: options in, a service that embeds over HTTP and Flight until it is told to end."""
 
+import logging
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -10,6 +11,11 @@ from fletcher_core.commands import options
 from fletcher_core.commands.options import LongbowOptions
 from fletcher_core.errors import ConfigError
 
+if TYPE_CHECKING:
+    from fletcher_core.embedder import Embedder
+    from fletcher_core.service.run import Addresses
+
+_LOG = logging.getLogger(__name__)
 _KEY = "FLETCHER_API_KEY"
 
 
@@ -24,6 +30,10 @@ def serve(
     precision: options.Precision = "auto",
     max_length: options.MaxLength = None,
     dimension: options.Dimension = None,
+    normalize: Annotated[
+        bool | None,
+        typer.Option("--normalize/--no-normalize", help="Vectors of unit length.", show_default="as the model says"),
+    ] = None,
     prompt: options.Prompt = None,
     long_text: options.LongText = "truncate",
     threads: options.Threads = None,
@@ -31,10 +41,14 @@ def serve(
         float, typer.Option("--window-ms", help="How long a request waits for others to share a batch with.")
     ] = 2.0,
     max_queue_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--max-queue-tokens", help="Beyond these, requests are turned away.", show_default="the service's"
-        ),
+        int, typer.Option("--max-queue-tokens", help="When more wait, requests are turned away.")
+    ] = 1 << 20,
+    cache_bytes: Annotated[
+        int, typer.Option("--cache-bytes", help="Memory for vectors of texts embedded before; 0 for none.")
+    ] = 0,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option("--alias", help="Another name that requests may call the model by.", show_default=False),
     ] = None,
     request_timeout: Annotated[
         float, typer.Option("--request-timeout", metavar="SECONDS", help="The longest a request may take.")
@@ -55,10 +69,16 @@ def serve(
     layer_sample: Annotated[
         int, typer.Option("--layer-sample", metavar="N", help="Time the layers of one batch in N; 0 of none.")
     ] = 0,
-    log_format: Annotated[Literal["pretty", "json"], typer.Option("--log-format", help="Of the log.")] = "pretty",
+    log_format: Annotated[
+        Literal["auto", "pretty", "json"],
+        typer.Option("--log-format", help="auto is pretty on a terminal."),
+    ] = "auto",
     metrics: Annotated[bool, typer.Option("--metrics/--no-metrics", help="Show /metrics.")] = True,
     longbow: Annotated[
-        str, typer.Option("--longbow", metavar="HOST:PORT", help="A Longbow to watch.", show_default="none")
+        str,
+        typer.Option(
+            "--longbow", metavar="HOST:PORT", help="Where DoPut of Arrow Flight forwards to.", show_default="none"
+        ),
     ] = "",
     longbow_meta: options.LongbowMeta = "",
     longbow_ca: options.LongbowCa = "",
@@ -71,37 +91,61 @@ def serve(
 
     A first SIGTERM or Ctrl-C lets requests in hand end; a second one ends it at once.
     """
-    from fletcher_core.service import run
-    from fletcher_core.service.settings import ServiceSettings
+    from fletcher_core.cache import VectorCache
+    from fletcher_core.embedder import Embedder
+    from fletcher_core.longbow.client import LongbowSettings
+    from fletcher_core.service.run import serve as serve_until_told
+    from fletcher_core.service.settings import BatcherSettings, ServiceSettings
+    from fletcher_core.telemetry.logs import start_logging
+    from fletcher_core.telemetry.tracing import start_tracing
 
+    start_logging("json" if as_json else log_format)
+    end_tracing = start_tracing("fletcher")
     said = LongbowOptions(longbow, longbow_meta, longbow_ca, longbow_cert, longbow_key, longbow_server_name)
+    batching = BatcherSettings(
+        window_seconds=window_ms / 1000, max_queue_tokens=max_queue_tokens, request_timeout=request_timeout
+    )
+    key = _api_key(api_key_file)
     settings = ServiceSettings(
         host=host,
         port=port,
         flight_port=flight_port,
-        model=model,
+        api_keys=(key,) if key else (),
+        model_aliases=tuple(alias or ()),
+        tls_certificate=tls_cert,
+        tls_key=tls_key,
+        batching=batching,
+        drain_timeout=drain_timeout,
+        longbow=LongbowSettings(longbow, longbow_meta, credentials=said.credentials()) if longbow else None,
+        metrics=metrics,
+    )
+    embedder = Embedder.load(
+        model,
         engine=engine,
         precision=precision,
         max_length=max_length,
         dimension=dimension,
+        normalize=normalize,
         prompt=prompt,
         long_text=long_text,
         threads=threads,
-        window_ms=window_ms,
-        max_queue_tokens=max_queue_tokens,
-        request_timeout=request_timeout,
-        drain_timeout=drain_timeout,
-        api_key=_api_key(api_key_file),
-        tls_cert=tls_cert,
-        tls_key=tls_key,
+        cache=VectorCache(cache_bytes) if cache_bytes else None,
         layer_sample=layer_sample,
-        log_format="json" if as_json else log_format,
-        metrics=metrics,
-        longbow=said.data,
-        longbow_meta=said.meta,
-        longbow_credentials=said.credentials(),
     )
-    return int(run.serve(settings) or 0)
+    try:
+        serve_until_told(embedder, settings, started=lambda at: _announce(at, embedder))
+    finally:
+        end_tracing()
+    return 0
+
+
+def _announce(at: "Addresses", embedder: "Embedder") -> None:
+    engine = embedder.engine
+    _LOG.info(
+        "serving %s (%d elements, %s in %s on %s) at %s%s",
+        *(embedder.card.name, embedder.dimension, engine.name, engine.precision, engine.device),
+        *(at.http, f" and {at.flight}" if at.flight else ""),
+    )
 
 
 def _api_key(file: Path | None) -> str:

@@ -19,6 +19,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from opentelemetry import trace
+from opentelemetry.trace import Span
 
 from fletcher_core.embed_call import Vectors
 from fletcher_core.embedder import Embedder
@@ -26,7 +28,10 @@ from fletcher_core.engines.bisection import Computed
 from fletcher_core.errors import DeadlineExceeded, EngineError, FletcherError, Overloaded
 from fletcher_core.guard import sound_vectors
 from fletcher_core.service.settings import BatcherSettings
-from fletcher_core.telemetry.metrics import PANICS, QUEUE_TOKENS, REJECTED
+from fletcher_core.telemetry.busy_seconds import EngineWork
+from fletcher_core.telemetry.metrics import DEVICE_BUSY, PANICS, QUEUE_TOKENS, REJECTED
+from fletcher_core.telemetry.stages import observed, unwatched
+from fletcher_core.telemetry.tracing import batch_span, finished_span
 from fletcher_core.text_window import EmbeddedTexts, finish_texts
 from fletcher_core.tokenizers import EncodedTexts
 from fletcher_core.tokenizers.request import Column
@@ -35,6 +40,8 @@ from fletcher_core.tokens import Int64, TokenBatch
 _LOG = logging.getLogger(__name__)
 
 Kind = Literal["documents", "queries", "tokens"]
+
+_busy = observed(unwatched)
 
 # A window is as much as the engine computes in this time: what arrives meanwhile waits no longer than for that.
 _WINDOW_SECONDS = 0.1
@@ -58,6 +65,7 @@ class _Request:
     deadline: float
     future: "Future[EmbeddedTexts]"
     arrived: float
+    span: Span = field(default_factory=trace.get_current_span)
     is_probe: bool = False
     taken: int = 0
     left: int = 0
@@ -97,7 +105,7 @@ class _Part:
 class _Window:
     """What the engine computes together: parts of requests, encoded, and what came back of them."""
 
-    def __init__(self, parts: list[_Part], texts: EncodedTexts, embedder: Embedder) -> None:
+    def __init__(self, parts: list[_Part], texts: EncodedTexts, embedder: Embedder, span: Span) -> None:
         self.parts = parts
         self.texts = texts
         lengths = texts.sequences.lengths
@@ -116,6 +124,7 @@ class _Window:
         self._part_of = np.repeat(np.arange(len(parts)), np.diff(self.bounds))
         self._remaining = np.bincount(self._part_of[some], minlength=len(parts))
         self._normalized = embedder.guard.normalized
+        self.span = span
 
     @property
     def is_done(self) -> bool:
@@ -155,6 +164,7 @@ class Batcher:
         self._rate = _Rate()
         self._tokens_per_estimated = 1.0
         self._closing = False
+        self._fed = 0.0  # seconds spent on tokenizing and planning since the last batch came back
         self._open: dict[int, _Window] = {}
         self._encoders = {"documents": embedder.encoder, "queries": embedder.query_encoder}
         # Another engine may take seconds to load: whose vectors are sound does not wait for it.
@@ -274,12 +284,19 @@ class Batcher:
     def _serve(self) -> None:
         while self._wait_for_requests():
             flying: deque[tuple[_Window, Int64, int]] = deque()
+            work = EngineWork(DEVICE_BUSY)
             try:
-                with closing(self.embedder.compute(self._batches(flying))) as results:
+                with work, closing(self.embedder.compute(self._batches(flying, work))) as results:
+                    self._fed = 0.0
                     asked = time.perf_counter()
                     for computed in results:
+                        work.answered()
                         window, rows, tokens = flying.popleft()
-                        self._learn(tokens, time.perf_counter() - asked, len(flying))
+                        now = time.perf_counter()
+                        self._learn(tokens, now - asked, len(flying))
+                        began, self._fed = min(asked + self._fed, now), 0.0
+                        _busy("compute", began, now)
+                        finished_span("compute", began, now, parent=window.span, attributes={"tokens": tokens})
                         self._deliver(window, window.accept(rows, computed))
                         asked = time.perf_counter()
             except FletcherError as error:
@@ -308,15 +325,22 @@ class Batcher:
                 self._lock.wait(left)
         return True
 
-    def _batches(self, flying: "deque[tuple[_Window, Int64, int]]") -> Iterator[TokenBatch]:
+    def _batches(self, flying: "deque[tuple[_Window, Int64, int]]", work: EngineWork) -> Iterator[TokenBatch]:
         """Whatever waits, as long as something does: who draws this gets back what it computed when it ends."""
         while parts := self._take():
+            began = time.perf_counter()
+            span = batch_span("batch", [part.request.span for part in parts if part.first == 0])
             try:
-                window = _Window(parts, self._encode(parts), self.embedder)
+                window = _Window(parts, self._encode(parts), self.embedder, span)
             except FletcherError as error:
+                span.end()
                 for part in parts:
                     _fail(part.request, error)
                 continue
+            now = time.perf_counter()
+            self._fed += now - began
+            _busy("tokenize", began, now)
+            finished_span("tokenize", began, now, parent=span, attributes={"requests": len(parts)})
             self._open[id(window)] = window
             self._learn_estimate(parts, len(window.texts.sequences.ids))
             self._deliver(window, window.without_tokens())
@@ -325,6 +349,7 @@ class Batcher:
                 flying.append((window, rows, len(batch.ids)))
                 with self._lock:
                     self._flying += len(batch.ids)
+                work.sent()
                 yield batch
 
     def _take(self) -> list[_Part]:
@@ -354,6 +379,12 @@ class Batcher:
                 parts.append(taken)
                 room -= request.size * (taken.last - taken.first) / len(request)
             self._queue.extend(request for request in waiting if request.taken < len(request))
+        came = time.perf_counter()
+        for part in parts:
+            if part.first == 0:
+                waited = now - part.request.arrived
+                _busy("queue", came - waited, came)
+                finished_span("queue", came - waited, came, parent=part.request.span)
         for request in late:
             REJECTED.labels("deadline").inc()
             _fail(request, DeadlineExceeded("the deadline passed while the request waited: allow more time"))
@@ -411,8 +442,8 @@ class Batcher:
                 self._complete(part, self._as_computed(window, at))
             else:
                 self._second_look.submit(self._look_again, window, at)
-        if window.is_done:
-            self._open.pop(id(window), None)
+        if window.is_done and self._open.pop(id(window), None) is not None:
+            window.span.end()
 
     def _as_computed(self, window: _Window, at: int) -> EmbeddedTexts:
         """A part whose sequences are its texts."""
@@ -428,6 +459,7 @@ class Batcher:
     def _look_again(self, window: _Window, at: int) -> None:
         """A part with texts that are in chunks, are invalid, or have no sound vector."""
         part = window.parts[at]
+        began = time.perf_counter()
         try:
             rows = slice(int(window.bounds[at]), int(window.bounds[at + 1]))
             texts = window.texts.part(int(window.starts[at]), int(window.starts[at + 1]))
@@ -447,6 +479,9 @@ class Batcher:
             _LOG.exception("the second look at vectors failed")
             _fail(part.request, EngineError(f"an error that nobody planned for: {type(error).__name__}: {error}"))
         else:
+            now = time.perf_counter()
+            _busy("guard", began, now)
+            finished_span("guard", began, now, parent=part.request.span)
             self._complete(part, finished)
 
     def _complete(self, part: _Part, finished: EmbeddedTexts) -> None:
@@ -460,6 +495,7 @@ class Batcher:
 
     def _fail_open(self, error: FletcherError) -> None:
         for window in list(self._open.values()):
+            window.span.end()
             for part in window.parts:
                 _fail(part.request, error)
 

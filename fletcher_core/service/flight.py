@@ -17,18 +17,21 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.flight as flight
+from opentelemetry.trace import SpanKind
 
 from fletcher_core.errors import ConfigError, FletcherError
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.longbow.secret import Secret
 from fletcher_core.longbow.server.access import ServerTls
+from fletcher_core.service.batcher import Batcher
 from fletcher_core.service.flight_access import call_headers, call_seconds, check_exposure, check_keys, middleware
 from fletcher_core.service.flight_errors import flight_error
 from fletcher_core.service.gateway import Gateway, PutRequest
-from fletcher_core.service.read_ahead import Batcher, ReadAhead, ReadLimits
+from fletcher_core.service.read_ahead import ReadAhead, ReadLimits
 from fletcher_core.service.running_calls import RunningCalls
 from fletcher_core.service.text_batch import TextRequest
 from fletcher_core.telemetry.metrics import PANICS, REJECTED, REQUEST_SECONDS
+from fletcher_core.telemetry.tracing import TRACER, context_from
 from fletcher_core.tokenizers.request import check_whole
 
 _LOG = logging.getLogger(__name__)
@@ -52,8 +55,8 @@ class FlightSettings:
     calls: int = 64
     """Calls at once; each has two threads."""
     dictionaries: bool = True
-    """Take columns of dictionaries. pyarrow decodes them before anybody can look at them, and a damaged one can end the
-    process: set it to False where clients are not trusted."""
+    """Take columns of dictionaries. Damaged ones ended the process in fuzzing, where pyarrow reads them, before anybody
+    can look at them: set it to False where clients are not trusted, as `fletcher serve` does."""
     limits: ReadLimits = field(default_factory=ReadLimits)
     """Of each call."""
 
@@ -145,7 +148,7 @@ class FlightService(flight.FlightServerBase):  # type: ignore[misc]
         writer: flight.MetadataRecordBatchWriter,
     ) -> None:
         """Batches with a text column in, the same with vectors out, one for one and in order."""
-        with self._call("DoExchange"):
+        with self._call("DoExchange", context):
             if descriptor.path:
                 raise pa.ArrowInvalid("an exchange takes a command descriptor; a path is for a put")
             embedder = self._batcher.embedder
@@ -176,7 +179,7 @@ class FlightService(flight.FlightServerBase):  # type: ignore[misc]
         writer: flight.FlightMetadataWriter,
     ) -> None:
         """Batches with `id` and texts in; the vectors go to Longbow, and each batch is acknowledged. See `Gateway`."""
-        with self._call("DoPut"):
+        with self._call("DoPut", context):
             if self._longbow is None:
                 raise NotImplementedError(
                     "no Longbow server is configured: start the service with its address, or get the vectors by "
@@ -241,8 +244,9 @@ class FlightService(flight.FlightServerBase):  # type: ignore[misc]
         return ReadAhead(reader, request, self._batcher, limits, deadline, gone, self._stopping)
 
     @contextmanager
-    def _call(self, route: str) -> Iterator[None]:
-        with self._answering(route), self._calls.one():
+    def _call(self, route: str, context: flight.ServerCallContext) -> Iterator[None]:
+        called = TRACER.start_as_current_span(route, context_from(call_headers(context)), SpanKind.SERVER)
+        with self._answering(route), self._calls.one(), called:
             yield
 
     @contextmanager

@@ -16,32 +16,20 @@ from concurrent.futures import CancelledError, Future
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.flight as flight
 
 from fletcher_core.batching import WINDOW
-from fletcher_core.embedder import Embedder
 from fletcher_core.errors import DeadlineExceeded, FletcherError, InputError, Overloaded, RunCancelled
+from fletcher_core.service.batcher import Batcher, Kind
 from fletcher_core.service.text_batch import TextRequest, checked_texts
 from fletcher_core.service.vector_column import VectorColumn, VectorColumnBuilder
 from fletcher_core.telemetry.metrics import REJECTED
 from fletcher_core.text_window import EmbeddedTexts
-from fletcher_core.tokenizers.request import Column
 
 _LOOK_SECONDS = 0.05  # between two looks at whether the client is still there
 _LEAST_WEIGHT = 64  # texts that the smallest window counts as, so that empty batches are bounded too
-
-
-class Batcher(Protocol):
-    """Merges the texts of many callers into batches for the engine."""
-
-    embedder: Embedder
-
-    def submit(self, texts: Column, *, seconds: float | None = None, query: bool = False) -> "Future[EmbeddedTexts]":
-        """Raises Overloaded and ConfigError at once; the future raises DeadlineExceeded, EngineError, InputError."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -220,6 +208,7 @@ class ReadAhead:
 
     def _submit(self, texts: pa.Array, weight: int) -> "Future[EmbeddedTexts] | None":
         """None where the call has failed: the batch is answered all the same."""
+        kind: Kind = "queries" if self._request.query else "documents"
         while not self._ended.is_set():
             seconds = None
             if self._deadline is not None:
@@ -227,11 +216,10 @@ class ReadAhead:
                 if seconds <= 0:
                     raise _too_late()
             try:
-                return self._batcher.submit(texts, seconds=seconds, query=self._request.query)
+                return self._batcher.submit(texts, seconds=seconds, kind=kind)
             except Overloaded:
                 # There is no room for more while our own texts fill it: wait for them. With none, it is the others'.
                 if not self._texts.wait_for_return(weight, _LOOK_SECONDS):
-                    REJECTED.labels("overload").inc()
                     raise
         return None
 

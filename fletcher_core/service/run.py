@@ -14,7 +14,9 @@ import uvicorn
 from fletcher_core.embedder import Embedder
 from fletcher_core.errors import ConfigError
 from fletcher_core.longbow.client import LongbowClient
+from fletcher_core.longbow.server.access import ServerTls
 from fletcher_core.service.batcher import Batcher
+from fletcher_core.service.flight import FlightService, FlightSettings
 from fletcher_core.service.http import HttpService
 from fletcher_core.service.readiness import Readiness
 from fletcher_core.service.settings import ServiceSettings
@@ -28,9 +30,10 @@ _KEEP_ALIVE_SECONDS = 75
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the service listens: URLs."""
+    """Where the service listens: URLs; `flight` is None where it is not served."""
 
     http: str
+    flight: str | None
 
 
 def serve(
@@ -56,11 +59,16 @@ def serve(
         batcher = Batcher(embedder, settings.batching)
         stack.callback(batcher.close, settings.drain_timeout)
         readiness = Readiness(batcher, settings.probe_timeout, longbow)
+        flight = _flight_service(batcher, settings, longbow, readiness)
+        if flight is not None:
+            stack.callback(flight.close)
+            stack.callback(flight.drain, settings.drain_timeout)
         server = _http_server(HttpService(batcher, settings, readiness), settings)
         readiness.draining = lambda: server.should_exit
         scheme = "https" if settings.tls_certificate else "http"
         host, port = listener.getsockname()[:2]
-        addresses = Addresses(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}")
+        address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        addresses = Addresses(address, flight.address if flight is not None else None)
 
         async def run() -> None:
             serving = asyncio.create_task(server.serve([listener]))
@@ -82,6 +90,25 @@ def _ignored(number: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.signal(number, before)
+
+
+def _flight_service(
+    batcher: Batcher, settings: ServiceSettings, longbow: LongbowClient | None, readiness: Readiness
+) -> FlightService | None:
+    if settings.flight_port is None:
+        return None
+    tls = None
+    if settings.tls_certificate is not None and settings.tls_key is not None:
+        tls = ServerTls(settings.tls_certificate, settings.tls_key)
+    chosen = FlightSettings(
+        host=settings.host,
+        port=settings.flight_port,
+        keys=settings.hidden_keys,
+        tls=tls,
+        calls=settings.max_flight_calls,
+        dictionaries=False,  # of which damaged ones end the process before anybody can look at them
+    )
+    return FlightService(batcher, chosen, longbow=longbow, health=lambda: readiness.check().as_dict())
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,10 +1,13 @@
 """How `fletcher serve` behaves, in one value."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fletcher_core.errors import ConfigError
 from fletcher_core.longbow.client import LongbowSettings
+from fletcher_core.longbow.secret import Secret
+from fletcher_core.service.flight_access import check_keys
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class ServiceSettings:
         max_body_bytes: of one HTTP request.
         max_items: texts of one HTTP request.
         max_connections: of HTTP at a time; more are answered 503.
+        max_flight_calls: of Flight at a time.
         body_timeout: seconds that a client may take to send a request's body.
         drain_timeout: seconds that requests in progress get at the end.
         probe_timeout: seconds in which the engine must compute a known text to be ready.
@@ -55,7 +59,7 @@ class ServiceSettings:
     host: str = "127.0.0.1"
     port: int = 8080
     flight_port: int | None = None
-    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    api_keys: Sequence[Secret | str] = field(default=(), repr=False)
     model_aliases: tuple[str, ...] = ()
     tls_certificate: Path | None = None
     tls_key: Path | None = None
@@ -63,6 +67,7 @@ class ServiceSettings:
     max_body_bytes: int = 32 * 2**20
     max_items: int = 2048
     max_connections: int = 4096
+    max_flight_calls: int = 64
     body_timeout: float = 30.0
     drain_timeout: float = 30.0
     probe_timeout: float = 0.8
@@ -72,11 +77,22 @@ class ServiceSettings:
     def __post_init__(self) -> None:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ConfigError("tls_certificate and tls_key belong together: set both, or neither")
-        if any(not key.strip() or not key.isascii() or not key.isprintable() for key in self.api_keys):
-            raise ConfigError("an API key is empty or has letters that no HTTP header can carry: use printable ASCII")
-        for name, least in {"max_body_bytes": 1024, "max_items": 1, "max_connections": 1}.items():
+        object.__setattr__(self, "api_keys", check_keys(self.api_keys))
+        if self.port not in range(65536) or self.flight_port not in (None, *range(65536)):
+            raise ConfigError(f"port {self.port} or flight_port {self.flight_port} is none: give 0 to 65535")
+        for name, least in {
+            "max_body_bytes": 1024,
+            "max_items": 1,
+            "max_connections": 1,
+            "max_flight_calls": 1,
+        }.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         for name in ("body_timeout", "drain_timeout", "probe_timeout"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0 seconds")
+
+    @property
+    def hidden_keys(self) -> tuple[Secret, ...]:
+        """The API keys."""
+        return check_keys(self.api_keys)

@@ -66,7 +66,7 @@ class HttpService:
         app.add_api_route("/readyz", self._readyz, methods=["GET"])
         if settings.metrics:
             app.add_api_route("/metrics", _metrics, methods=["GET"], response_class=Response)
-        app.add_middleware(Door, keys=settings.api_keys, routes=_PATHS | _UNLOCKED, unlocked=_UNLOCKED)
+        app.add_middleware(Door, keys=settings.hidden_keys, routes=_PATHS | _UNLOCKED, unlocked=_UNLOCKED)
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:

@@ -9,11 +9,10 @@ from contextlib import suppress
 from starlette.requests import ClientDisconnect, Request
 
 from fletcher_core.errors import DeadlineExceeded, FletcherError
+from fletcher_core.service.flight_access import TIMEOUT_HEADER
 from fletcher_core.service.http.errors import Problem
 from fletcher_core.telemetry.metrics import REJECTED
 from fletcher_core.text_window import EmbeddedTexts
-
-TIMEOUT_HEADER = "x-request-timeout"
 
 
 class Disconnected(Exception):
@@ -47,7 +46,7 @@ async def read_body(request: Request, most: int, seconds: float) -> bytes:
 
 
 def allowed_seconds(request: Request, most: float) -> float:
-    """The time that the client allows in `x-request-timeout`, the service's own where it says nothing.
+    """The time that the client allows in `x-fletcher-timeout`, the service's own where it says nothing.
 
     Raises:
         Problem: it is no number above 0.

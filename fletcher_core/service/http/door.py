@@ -1,22 +1,25 @@
 """What every request passes on its way in and out: its key is looked at, its id and its time are noted."""
 
-import hmac
 import logging
 import time
 from collections.abc import Sequence
 from uuid import uuid4
 
-import structlog
+from opentelemetry.trace import SpanKind
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fletcher_core.longbow.secret import Secret, same_secret
 from fletcher_core.service.http.call import Disconnected
 from fletcher_core.service.http.errors import Problem, openai_error, tei_error
+from fletcher_core.telemetry.logs import log_ids
 from fletcher_core.telemetry.metrics import PANICS, REJECTED, REQUEST_SECONDS
+from fletcher_core.telemetry.tracing import TRACER, context_from
 
 _LOG = logging.getLogger(__name__)
 
 _REQUEST_ID = b"x-request-id"
+_TRACE = (b"traceparent", b"tracestate", b"baggage")
 _MOST_LETTERS = 128  # of an id that the client gives
 _CLIENT_GONE = 499
 
@@ -31,9 +34,9 @@ class Door:
         unlocked: routes that need no key.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str], routes: frozenset[str], unlocked: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[Secret], routes: frozenset[str], unlocked: frozenset[str]) -> None:
         self._app = app
-        self._keys = [key.encode() for key in keys]
+        self._keys = [key.reveal() for key in keys]
         self._routes = routes
         self._unlocked = unlocked
 
@@ -54,32 +57,40 @@ class Door:
                 message["headers"] = [*message.get("headers", ()), (_REQUEST_ID, request_id)]
             await send(message)
 
-        structlog.contextvars.bind_contextvars(request_id=request_id.decode())
-        try:
-            if self._keys and path not in self._unlocked and not self._opens(headers):
-                REJECTED.labels("unauthorized").inc()
-                await _no_entry(path)(scope, receive, sending)
-            else:
-                await self._app(scope, receive, sending)
-        except Disconnected:
-            status = _CLIENT_GONE
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
-            PANICS.labels("http").inc()
-            _LOG.exception("a request failed by an error that nobody planned for")
-            if not status:
-                problem = Problem(500, f"an error that nobody planned for: {type(error).__name__}", "server_error")
-                await _in_words_of(path, problem)(scope, receive, sending)
-        finally:
-            structlog.contextvars.unbind_contextvars("request_id")
-            route = path if path in self._routes else "other"
-            REQUEST_SECONDS.labels(route, str(status)).observe(time.perf_counter() - began)
+        caller = context_from(
+            {name.decode("latin-1"): headers[name].decode("latin-1") for name in _TRACE if name in headers}
+        )
+        attributes = {"http.request.method": scope["method"], "url.path": path, "http.request_id": request_id.decode()}
+        with (
+            log_ids(request_id=request_id.decode()),
+            TRACER.start_as_current_span("request", caller, SpanKind.SERVER, attributes) as span,
+        ):
+            try:
+                if self._keys and path not in self._unlocked and not self._opens(headers):
+                    REJECTED.labels("unauthorized").inc()
+                    await _no_entry(path)(scope, receive, sending)
+                else:
+                    await self._app(scope, receive, sending)
+            except Disconnected:
+                status = _CLIENT_GONE
+            except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+                PANICS.labels("http").inc()
+                _LOG.exception("a request failed by an error that nobody planned for")
+                if not status:
+                    problem = Problem(500, f"an error that nobody planned for: {type(error).__name__}", "server_error")
+                    await _in_words_of(path, problem)(scope, receive, sending)
+            finally:
+                span.set_attribute("http.response.status_code", status)
+                route = path if path in self._routes else "other"
+                REQUEST_SECONDS.labels(route, str(status)).observe(time.perf_counter() - began)
 
     def _opens(self, headers: dict[bytes, bytes]) -> bool:
         """Whether the request carries a key that is known; it takes as long whichever it is."""
         scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
         given = bearer.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
-        known = [hmac.compare_digest(given, key) for key in self._keys]
-        return any(known)
+        # All are compared, so that the time does not tell which key is nearly right.
+        matches = [same_secret(given.decode("latin-1"), key) for key in self._keys]
+        return any(matches)
 
 
 def _request_id(headers: dict[bytes, bytes]) -> bytes:

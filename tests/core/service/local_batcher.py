@@ -25,7 +25,9 @@ class LocalBatcher:
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1)
 
-    def submit(self, texts: Column, *, seconds: float | None = None, query: bool = False) -> "Future[EmbeddedTexts]":
+    def submit(
+        self, texts: Column, *, seconds: float | None = None, kind: str = "documents"
+    ) -> "Future[EmbeddedTexts]":
         count = len(texts)
         with self._lock:
             if self.waiting + count > self.room:
@@ -33,7 +35,7 @@ class LocalBatcher:
             self.waiting += count
             self.most_waiting = max(self.most_waiting, self.waiting)
             self.submitted += count
-            self.queries += count if query else 0
+            self.queries += count if kind == "queries" else 0
         future = self._thread.submit(self._run, texts, Stop.after(seconds))
         future.add_done_callback(lambda _: self._done(count))
         return future
