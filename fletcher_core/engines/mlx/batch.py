@@ -18,13 +18,15 @@ class FilledBatch:
 
     The filling is short sequences of its own, so that no value anywhere is left undefined. `data` is int32, all that
     goes to the device in one piece: `parts` gives the lengths of ids [T]; cu_seqlens [n + filling + 1] or longer;
-    sizes, the number of sequences with the filling; and tiles, see `attention_tiles`.
+    sizes, the number of sequences with the filling; and tiles, see `attention_tiles`. `sampled`: its layers are to be
+    measured.
     """
 
     source: TokenBatch
     tokens: int
     data: Int32
     parts: tuple[int, int, int, int]
+    sampled: bool = False
 
     @classmethod
     def fill(cls, batch: TokenBatch, bucket: int, tile_rows: int, max_positions: int) -> "FilledBatch":

@@ -10,6 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -123,7 +124,8 @@ class MlxEngine:
         done = False
         try:
             for batch in batches:
-                waiting.append(self._submit(self.flights.launch, self._fill(batch), stop, self._sampling.is_due()))
+                filled = replace(self._fill(batch), sampled=self._sampling.is_due())
+                waiting.append(self._submit(self.flights.launch, filled, stop))
                 if len(waiting) == self.ahead:
                     yield self._call(self._collect, waiting.popleft())
             while waiting:

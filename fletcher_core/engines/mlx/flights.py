@@ -45,14 +45,7 @@ class Flight:
     failure: Exception | None = None  # found while another batch waited for room
 
 
-def submit(
-    encoder: Encoder,
-    transfer: Transfer,
-    batch: FilledBatch,
-    pieces: int = 1,
-    stop: Stop = NEVER,
-    sampled: bool = False,
-) -> mx.array:
+def submit(encoder: Encoder, transfer: Transfer, batch: FilledBatch, pieces: int = 1, stop: Stop = NEVER) -> mx.array:
     """Queue a batch on the device, at most two of its pieces ahead; returns the delivery of its vectors. A `sampled`
     one is computed at once, when the device has nothing else to do, and its layers are observed.
 
@@ -60,9 +53,9 @@ def submit(
         RunCancelled: `stop` came between two pieces; nothing of the batch is on the device any more.
     """
     stop.check()
-    if sampled:
+    if batch.sampled:
         _wait_for_all()
-    clock = LayerClock(len(encoder.layers)) if sampled else None
+    clock = LayerClock(len(encoder.layers)) if batch.sampled else None
     uploaded = DeviceBatch.upload(batch, transfer)
     layers = len(encoder.layers)
     ahead: deque[mx.array] = deque()
@@ -145,7 +138,7 @@ class Flights:
         """In flight."""
         return sum(flight.batch.tokens for flight in self.flying)
 
-    def launch(self, batch: FilledBatch, stop: Stop, sampled: bool = False) -> list[Flight]:
+    def launch(self, batch: FilledBatch, stop: Stop) -> list[Flight]:
         """Send a batch up, in parts if the device has no room for all of it; returns before it is computed.
 
         Raises:
@@ -166,7 +159,7 @@ class Flights:
             return self._launch_halves(batch, stop)
         started, transfer = time.perf_counter(), self._transfers.open()
         try:
-            delivery = self.submit(transfer, batch, stop, sampled)
+            delivery = self.submit(transfer, batch, stop)
         except BaseException as error:
             transfer.close()
             if isinstance(error, (RuntimeError, ValueError)):
@@ -177,11 +170,11 @@ class Flights:
         self._launched.add(flight)
         return [flight]
 
-    def submit(self, transfer: Transfer, batch: FilledBatch, stop: Stop, sampled: bool = False) -> mx.array:
+    def submit(self, transfer: Transfer, batch: FilledBatch, stop: Stop) -> mx.array:
         """See `submit`; in pieces of about `PIECE_SECONDS`."""
         expected = batch.tokens / self.tokens_per_second if self.tokens_per_second else 0.0
         pieces = max(1, min(len(self._encoder.layers), round(expected / PIECE_SECONDS)))
-        return submit(self._encoder, transfer, batch, pieces, stop, sampled)
+        return submit(self._encoder, transfer, batch, pieces, stop)
 
     def collect(self, flights: list[Flight]) -> Float32:
         """Wait for the flights of a batch and take their vectors.

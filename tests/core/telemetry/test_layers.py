@@ -53,7 +53,7 @@ def test_names_are_few_and_in_the_order_of_computing() -> None:
 def test_a_cpu_engine_measures_its_layers_and_computes_the_same(engine: str, moved: Callable[..., float]) -> None:
     if engine == "native" and not native.supported(ModelPackage.read(_folder(), "minilm").architecture):
         pytest.skip("no bfloat16 products of AVX-512 here")
-    texts = [f"text {n} " + "of a certain length " * (n % 12) for n in range(60)]
+    texts = [f"text {n} " + "of a certain length " * (n % 20) for n in range(120)]
     plain = Embedder.load(engine=engine).embed(texts)  # type: ignore[arg-type]
     assert not any(moved(layer) for layer in MINILM)
     sampled = Embedder.load(engine=engine, layer_sample=2)  # type: ignore[arg-type]
