@@ -17,6 +17,7 @@ import numpy as np
 from fletcher_core.errors import FletcherError, LongbowError
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.service.batcher import Batcher
+from fletcher_core.telemetry.metrics import READY
 from fletcher_core.text_window import EmbeddedTexts
 
 # Another engine that stands in, such as int8 for floats, agrees to 0.99 and more; a wrong vector to nothing like it.
@@ -102,6 +103,7 @@ class Readiness:
                 longbow=self._ask_longbow(),
             )
             self._checked_at = time.monotonic()
+            READY.set(self._report.ready)
             return self._report
 
     def _try_engine(self) -> str:

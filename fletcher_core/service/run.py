@@ -51,6 +51,7 @@ def serve(
         EngineError: the engine does not compute a known text.
     """
     settings = settings or ServiceSettings()
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # what it says of its beginning and end, we say
     sys.setswitchinterval(_SWITCH_SECONDS)
     with ExitStack() as stack:
         listener = stack.enter_context(_listen(settings.host, settings.port))

@@ -16,7 +16,8 @@ REGISTRY = CollectorRegistry()
 # Seconds: from a query that a cache answers to a call that waits for its deadline.
 _REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _STAGE_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
-_LAYER_SECONDS = (0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+_LAYER_SECONDS = (0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_PADDING = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0)
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _TOKENS = (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
@@ -52,7 +53,7 @@ DEVICE_BUSY = BusySeconds(
 DEVICE_MEMORY = Asked(
     GaugeMetricFamily,
     "fletcher_device_memory_bytes",
-    "Memory of the engine's device: active, cache and peak of a GPU; resident, of the engine's process, on a CPU.",
+    "Memory of the engine's device: active, cache, peak and limit of a GPU; resident, of its process, on a CPU.",
     "kind",
     registry=REGISTRY,
 )
@@ -60,11 +61,14 @@ BATCH_TOKENS = Histogram(
     "fletcher_batch_tokens", "Tokens of a batch, padding included.", buckets=_TOKENS, registry=REGISTRY
 )
 PADDING = Histogram(
-    "fletcher_padding_ratio", "Share of a batch's tokens that is padding.", buckets=_SHARES, registry=REGISTRY
+    "fletcher_padding_ratio", "Share of a batch's tokens that is padding.", buckets=_PADDING, registry=REGISTRY
 )
 CACHE_REQUESTS = Asked(
     CounterMetricFamily, "fletcher_cache_requests", "Look-ups of vectors known already.", "result", registry=REGISTRY
 )  # hit or miss
+READY = Gauge(
+    "fletcher_ready", "Whether the service's latest probe found the engine well: 1, or 0.", registry=REGISTRY
+)
 QUEUE_TOKENS = Gauge("fletcher_queue_tokens", "Tokens that wait for the engine.", registry=REGISTRY)
 REJECTED = Counter(
     "fletcher_rejected_requests", "Requests turned away before they were computed.", ["reason"], registry=REGISTRY
@@ -97,3 +101,11 @@ PANICS = Counter(
     ["where"],  # engine, batcher, http or flight
     registry=REGISTRY,
 )
+
+# Rates see the first event of a series only where it was 0 before.
+for _reason in ("overload", "deadline", "draining", "too_large", "unauthorized", "disconnected"):
+    REJECTED.labels(_reason)
+for _where in ("engine", "batcher", "http", "flight"):
+    PANICS.labels(_where)
+for _direction in ("sent", "received"):
+    LONGBOW_BYTES.labels(_direction)

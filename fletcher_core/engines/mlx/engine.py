@@ -116,7 +116,8 @@ class MlxEngine:
 
     def device_memory(self) -> dict[str, int]:
         """See `Engine.device_memory`."""
-        return {"active": self.memory.active(), "cache": self.memory.cached(), "peak": self.memory.peak()}
+        memory = self.memory
+        return {"active": memory.active(), "cache": memory.cached(), "peak": memory.peak(), "limit": memory.limit}
 
     def run(self, batches: Iterable[TokenBatch], stop: Stop = NEVER) -> Iterator[npt.NDArray[np.float32]]:
         """See `Engine.run`."""

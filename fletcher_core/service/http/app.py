@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
-from prometheus_client import generate_latest
+from prometheus_client import disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
@@ -102,6 +102,9 @@ class HttpService:
         if report is None:
             report = await asyncio.get_running_loop().run_in_executor(self._probing, self._readiness.check)
         return json_response(report.as_dict(), 200 if report.ready else 503)
+
+
+disable_created_metrics()  # a second series for every counter, which Prometheus does not need
 
 
 async def _metrics(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""A client's side of DoExchange, as in docs/service-flight.md: write on one thread, read on the other."""
+"""A client's side of DoExchange, as in docs/service.md: write on one thread, read on the other."""
 
 import json
 import threading
