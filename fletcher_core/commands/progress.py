@@ -43,7 +43,7 @@ class Progress:
         """So many of `total` are done; None where the end is not known."""
         rate = done / max(time.monotonic() - self._started, 1e-9)
         if self._bar is not None:
-            self._update(done, total, f"{self._rate(done, total, rate)}{'; ' if said and rate else ''}{said}")
+            self._update(done, total, "; ".join(filter(None, [self._rate(done, total, rate), said])))
         elif self._is_time():
             of = f"{done:,} {self._unit}" if total is None else f"{done:,} of {total:,} {self._unit}"
             parts = [of, self._rate(done, total, rate), said]

@@ -118,8 +118,6 @@ def _windows(rows: Rows) -> Iterator[tuple[_Window, pa.Array]]:
         reasons = np.full(len(texts), "", dtype=object)
         reasons[_blank(texts)] = "empty_text: the text has no visible character"
         reasons[texts.is_null().to_numpy(zero_copy_only=False)] = "null_text: the text is null"
-        for row in window.invalid:
-            reasons[row] = "not_tokenized: the text is not valid UTF-8"
         usable = reasons == ""
         distinct = texts.filter(pa.array(usable)).dictionary_encode()
         text_of = np.full(len(texts), -1, np.int64)
@@ -129,10 +127,12 @@ def _windows(rows: Rows) -> Iterator[tuple[_Window, pa.Array]]:
 
 def _blank(texts: pa.Array) -> npt.NDArray[np.bool_]:
     """bool [n]: texts without a visible character. Of bytes that are not UTF-8 the tokenizer says what is wrong."""
+    plain = texts.cast(pa.large_binary()) if texts.type in (pa.string(), pa.large_string()) else texts
     try:
-        plain = texts.cast(pa.large_string())
+        plain = plain.cast(pa.large_string())
     except pa.ArrowInvalid:
-        plain = pa.array([None if (b := t.as_py()) is None else b.decode(errors="replace") for t in texts], pa.string())
+        read = [None if (raw := text.as_py()) is None else raw.decode(errors="replace") for text in plain]
+        plain = pa.array(read, pa.large_string())
     seen = pc.match_substring_regex(plain, _VISIBLE)
     return np.asarray(pc.fill_null(pc.invert(seen), False).to_numpy(zero_copy_only=False), dtype=bool)
 
@@ -159,7 +159,7 @@ def _write(
     output.write(window.rows.columns, vectors, missing)
     report.rows += len(missing)
     report.embedded += int(len(missing) - missing.sum())
-    report.computed += len(result.sound)
+    report.computed += len(result.sound) - len(result.invalid)
     report.tokens += result.computed_tokens
     report.truncated += int(result.cut[share].sum()) if embedder.encoder.long_text == "truncate" else 0
 

@@ -11,9 +11,10 @@ from typing import IO, Literal
 
 from fletcher_core.errors import ConfigError, SourceError
 from fletcher_core.files.rows import Rows, Selection
-from fletcher_core.files.streams import LineRows, open_lines, standard_input
-from fletcher_core.files.tables import TextTable, table_rows
+from fletcher_core.files.streams import LineRows, RecordRows, open_lines, standard_input
+from fletcher_core.files.tables import TextTable, parquet_tables, table_rows
 from fletcher_core.sources import DuckDBTable, ParquetTable
+from fletcher_core.sql import connect
 
 Kind = Literal["stdin", "parquet", "csv", "json", "duckdb", "lines"]
 
@@ -105,7 +106,20 @@ def open_rows(
             table: DuckDBTable | ParquetTable | TextTable | None = named.table_source(selection)
             if table is None:
                 table = TextTable(named.names, "csv" if kind == "csv" else "json")
-            yield stack.enter_context(table_rows(table, selection))
+            rows = stack.enter_context(table_rows(table, selection))
+            yield _around_invalid(table, selection) if rows.has_invalid_text else rows
+
+
+def _around_invalid(table: DuckDBTable | ParquetTable | TextTable, selection: Selection) -> RecordRows:
+    """Rows of Parquet files of which some texts are not UTF-8: these concern their own rows alone."""
+    assert isinstance(table, ParquetTable)
+    if table.query or selection.template is not None or len(selection.text_columns) > 1:
+        raise SourceError(
+            f"{table.origin()} hold texts that are not UTF-8: embed a single column of the files, without a query or a "
+            "template, and only these rows have no vector; or write the files again in UTF-8"
+        )
+    with connect() as connection:
+        return RecordRows(parquet_tables(table.paths(connection)), table.origin(), selection)
 
 
 def _kind(name: str) -> Kind:

@@ -6,7 +6,7 @@ In: the columns of a window of rows with their vectors, in order. A row without 
 import io
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -41,7 +41,11 @@ def file_output(path: Path, columns: pa.Schema, dimension: int) -> Iterator[Vect
     if path.suffix == ".parquet":
         with committed(path) as file:
             parquet = ParquetOutput(file, columns, dimension)
-            yield parquet
+            try:
+                yield parquet
+            except BaseException:
+                parquet.abandon()
+                raise
             parquet.finish()
     elif path.suffix == ".npy":
         with committed(path) as file:
@@ -74,6 +78,11 @@ class ParquetOutput:
         """The last rows and the footer."""
         self._flush()
         self._writer.close()
+
+    def abandon(self) -> None:
+        """End it in any state: the file will not be kept."""
+        with suppress(OSError, pa.ArrowException):
+            self._writer.close()
 
     def _flush(self) -> None:
         if self._pending:

@@ -63,14 +63,10 @@ class Selection:
 
 @dataclass(frozen=True)
 class RowWindow:
-    """Some rows: `columns` (`id`, then those to keep) and `texts`, an Arrow array of strings or of bytes.
-
-    `invalid` are rows whose text was not valid UTF-8 and is null in `texts` for that.
-    """
+    """Some rows: `columns` (`id`, then those to keep) and `texts`, an Arrow array of strings or of bytes."""
 
     columns: pa.Table
     texts: "pa.Array | pa.ChunkedArray"
-    invalid: frozenset[int] = frozenset()
 
 
 class Rows(Protocol):

@@ -1,6 +1,6 @@
 """Rows of what DuckDB reads: Parquet, CSV and NDJSON files, and tables and queries of DuckDB databases."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -8,18 +8,18 @@ from typing import Literal, Protocol
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from fletcher_core.batching import WINDOW
 from fletcher_core.columns import check_text_type, choices
 from fletcher_core.errors import SourceError
 from fletcher_core.files.rows import ID, RowWindow, Selection
-from fletcher_core.invalid_text import has_mark, is_invalid_text
-from fletcher_core.partition import Partition
-from fletcher_core.sources import DuckDBTable, ParquetTable, marked_relation
+from fletcher_core.invalid_text import is_invalid_text
+from fletcher_core.sources import DuckDBTable, ParquetTable
 from fletcher_core.sql import connect, first_line, identifier, literals
 from fletcher_core.template import embeddable_sql
 
-_TEXT, _INVALID = "fletcher_text", "fletcher_invalid_text"
+_TEXT = "fletcher_text"
 _MEMORY = "2GB"
 _READERS = {
     "csv": "read_csv({files}, union_by_name = true)",
@@ -76,7 +76,10 @@ def table_rows(table: DuckDBTable | ParquetTable | TextTable, selection: Selecti
 
 
 class TableRows:
-    """See `Rows`. Made by `table_rows`."""
+    """See `Rows`. Made by `table_rows`.
+
+    `has_invalid_text`: a text of Parquet files is not UTF-8, so that DuckDB refuses to read it, and so do these rows.
+    """
 
     def __init__(
         self, connection: duckdb.DuckDBPyConnection, table: _Table, relation: str, selection: Selection
@@ -88,20 +91,20 @@ class TableRows:
         names = _checked_columns(connection, relation, self._origin, selection)
         self._id = selection.id_among(names)
         # A query is run once. Anything else is counted first, and texts of Parquet files looked at: DuckDB refuses to
-        # read those that are not UTF-8, and would do so in the middle.
+        # read those that are not UTF-8, and would do so in the middle. (Its readings that get over them, as in
+        # `invalid_text`, do not keep the order of rows.)
         is_query = isinstance(table, DuckDBTable) and table.query is not None
         self.total = None if is_query else self._count(relation)
-        has_marks = self.total is None and isinstance(table, ParquetTable)
-        if has_marks and isinstance(table, ParquetTable):
-            relation = marked_relation(_for_marks(table, selection, self._id), connection, Partition())
-            self.total = self._count(relation)
-        self._select = self._selected(relation, marked=has_marks)
+        self.has_invalid_text = self.total is None and isinstance(table, ParquetTable)
+        if self.has_invalid_text:
+            return
+        self._select = self._selected(relation)
         try:
             empty = connection.sql(f"{self._select} LIMIT 0").to_arrow_table()
         except duckdb.Error as error:
             raise self._failed(error) from error
         shown = empty.schema.remove_metadata()
-        self.schema = pa.schema([field for field in shown if field.name not in (_TEXT, _INVALID)])
+        self.schema = pa.schema([field for field in shown if field.name != _TEXT])
         if self._id is None:
             self.schema = self.schema.insert(0, pa.field(ID, pa.int64()))
 
@@ -119,12 +122,11 @@ class TableRows:
             raise self._failed(error) from error
 
     def _window(self, rows: pa.Table, first: int) -> RowWindow:
-        columns = rows.drop_columns([_TEXT, _INVALID])
+        columns = rows.drop_columns([_TEXT])
         if self._id is None:
             numbers = pa.array(np.arange(first, first + rows.num_rows))
             columns = columns.add_column(0, ID, numbers)
-        invalid = np.flatnonzero(rows[_INVALID].to_numpy(zero_copy_only=False))
-        return RowWindow(columns.cast(self.schema), rows[_TEXT], frozenset(invalid.tolist()))
+        return RowWindow(columns.cast(self.schema), rows[_TEXT])
 
     def _count(self, relation: str) -> int | None:
         """Rows; None for Parquet files with texts that are not UTF-8."""
@@ -137,16 +139,12 @@ class TableRows:
                 return None
             raise self._failed(error) from error
 
-    def _selected(self, relation: str, *, marked: bool) -> str:
-        """SQL: id, columns to keep, text (null for none, '' for a blank one) and whether it is invalid."""
-        text, invalid = embeddable_sql(self._selection.text_columns, self._selection.template), "false"
-        if marked:
-            columns = ", ".join(f"CAST({identifier(name)} AS VARCHAR)" for name in self._selection.text_columns)
-            invalid = has_mark(f"concat({columns})")
-            text = f"CASE WHEN {invalid} THEN NULL ELSE {text} END"
+    def _selected(self, relation: str) -> str:
+        """SQL: id, columns to keep, text (null for none, '' for a blank one)."""
+        text = embeddable_sql(self._selection.text_columns, self._selection.template)
         chosen = [] if self._id is None else [f"{identifier(self._id)} AS {ID}"]
         chosen += [identifier(name) for name in self._selection.keep]
-        return f"SELECT {', '.join([*chosen, f'{text} AS {_TEXT}', f'{invalid} AS {_INVALID}'])} FROM {relation}"
+        return f"SELECT {', '.join([*chosen, f'{text} AS {_TEXT}'])} FROM {relation}"
 
     def _failed(self, error: Exception) -> SourceError:
         said = first_line(error)
@@ -174,11 +172,16 @@ def _checked_columns(
     return names
 
 
-def _for_marks(table: ParquetTable, selection: Selection, row_id: str | None) -> ParquetTable:
-    """The same files with the columns that are read, so that their invalid values are marked."""
-    return ParquetTable(
-        table.files,
-        id_column=row_id or selection.text_columns[0],
-        text_columns=selection.text_columns,
-        name=table.name,
-    )
+def parquet_tables(paths: Sequence[str]) -> Iterator[pa.Table]:
+    """Parquet files as they are, texts that are not UTF-8 among them, a window at a time.
+
+    Raises:
+        SourceError: a file cannot be read.
+    """
+    for path in paths:
+        try:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(WINDOW):
+                    yield pa.Table.from_batches([batch])
+        except (OSError, pa.ArrowException) as error:
+            raise SourceError(f"the Parquet file {path!r} cannot be read: {error}. Write it again") from error

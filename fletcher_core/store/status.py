@@ -78,7 +78,7 @@ def generation_status(generation: Generation) -> GenerationStatus:
         states = {
             delivery.label: delivery.state for delivery in generation.manifest.deliveries(target, generation.name)
         }
-        rows: dict[str, int] = dict.fromkeys(STATES, 0)
+        rows: dict[str, int] = dict.fromkeys(map(str, STATES), 0)
         for segment in segments:
             rows[states.get(segment.label, "pending")] += segment.rows
         outbox[target] = rows

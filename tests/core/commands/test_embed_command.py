@@ -1,0 +1,200 @@
+"""`fletcher embed`: every kind of source and of output, and what becomes of rows that cannot be embedded."""
+
+import gzip
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fletcher_core import Embedder
+from fletcher_core.cli import main
+
+TEXTS = ["kittens play with wool", "rain falls on the city", "the stock market fell"]
+
+
+@pytest.fixture(autouse=True)
+def loaded_once(minilm: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands get the suite's embedder."""
+    monkeypatch.setattr(Embedder, "load", lambda *_, **__: minilm)
+    monkeypatch.setattr(Embedder, "close", lambda self: None)
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> dict[str, list[str]]:
+    """The same three rows in every form, with ids 7, 8, 9: arguments that name them."""
+    (tmp_path / "rows.txt").write_text("\n".join(TEXTS))
+    (tmp_path / "rows.txt.gz").write_bytes(gzip.compress("\r\n".join(TEXTS).encode()))
+    where = str(tmp_path / "rows")
+    with duckdb.connect(f"{where}.duckdb") as connection:
+        connection.execute("CREATE TABLE notes (id INTEGER, text VARCHAR, tag VARCHAR)")
+        connection.executemany("INSERT INTO notes VALUES (?, ?, 'x')", [(7 + n, text) for n, text in enumerate(TEXTS)])
+        for end, form in (("parquet", "parquet"), ("csv", "csv"), ("jsonl", "json")):
+            connection.execute(f"COPY notes TO '{where}.{end}' (FORMAT {form})")
+    return {
+        "lines": [f"{where}.txt"],
+        "packed": [f"{where}.txt.gz"],
+        "parquet": [f"{where}.parquet", "--keep", "tag"],
+        "glob": [f"{where[:-1]}*.parquet"],
+        "csv": [f"{where}.csv", "--keep", "tag"],
+        "json": [f"{where}.jsonl"],
+        "table": [f"{where}.duckdb", "--table", "notes"],
+        "query": [f"{where}.duckdb", "--query", "SELECT id, text FROM notes ORDER BY id"],
+    }
+
+
+@pytest.mark.parametrize("kind", ["lines", "packed", "parquet", "glob", "csv", "json", "table", "query"])
+def test_every_source_gives_the_embedders_vectors_in_order(
+    kind: str, sources: dict[str, list[str]], tmp_path: Path, minilm: Embedder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = minilm.embed(TEXTS)
+    assert main(["embed", *sources[kind], "--to", str(tmp_path / "out.npy")]) == 0
+    assert "3 of 3 rows embedded" in capsys.readouterr().out
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy", mmap_mode="r"), wanted, atol=1e-5)
+    assert main(["embed", *sources[kind], "--to", str(tmp_path / "out.parquet"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["rows"], facts["embedded"], facts["refused"]) == (3, 3, {})
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table["id"].to_pylist() == ([0, 1, 2] if kind in ("lines", "packed") else [7, 8, 9])
+    assert table.column_names == ["id", *(["tag"] if "--keep" in sources[kind] else []), "vector"]
+    assert table.schema.field("vector").type == pa.list_(pa.float32(), 384)
+    found = table["vector"].combine_chunks().flatten().to_numpy().reshape(3, 384)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("form", ["lines", "json", "arrow"])
+def test_standard_input_to_standard_output(
+    form: str,
+    minilm: Embedder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsysbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    sent = io.BytesIO()
+    if form == "arrow":
+        table = pa.table({"id": [7, 8, 9], "text": TEXTS})
+        with pa.ipc.new_stream(sent, table.schema) as writer:
+            writer.write_table(table)
+    elif form == "json":
+        sent.write("\n".join(json.dumps({"id": 7 + n, "text": text}) for n, text in enumerate(TEXTS)).encode())
+    else:
+        sent.write("\n".join(TEXTS).encode())
+    named = ["--text", "text"] if form == "json" else []
+    for as_json in (False, True):
+        stdin = type("Stdin", (), {"buffer": io.BufferedReader(io.BytesIO(sent.getvalue()))})()
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert main(["embed", "-", "--to", "-", *named, *(["--json"] if as_json else [])]) == 0
+        said = capsysbinary.readouterr()
+        assert b"3 of 3 rows embedded" in said.err
+        if as_json:
+            rows = [json.loads(line) for line in said.out.splitlines()]
+        else:
+            rows = pa.ipc.open_stream(said.out).read_all().to_pylist()
+        assert [row["id"] for row in rows] == ([0, 1, 2] if form == "lines" else [7, 8, 9])
+        np.testing.assert_allclose([row["vector"] for row in rows], minilm.embed(TEXTS), atol=1e-5)
+
+
+def test_rows_that_cannot_be_embedded_are_counted_named_and_have_no_vector(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = pa.array([b"good", None, b"\xff bad", b" \t", b"good"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"id": list("abcde"), "text": texts}), tmp_path / "in.parquet")
+    (tmp_path / "in.txt").write_bytes(b"good\n\n\xff bad\n \t\ngood\n")
+    for source, null in (("in.parquet", "null_text"), ("in.txt", "empty_text")):
+        out = tmp_path / "out.parquet"
+        assert main(["embed", str(tmp_path / source), "--to", str(out), "--json"]) == 0
+        said = capsys.readouterr()
+        facts = json.loads(said.out)
+        assert (facts["rows"], facts["embedded"], facts["computed"]) == (5, 2, 1)
+        assert sum(refused["count"] for refused in facts["refused"].values()) == 3
+        assert null in facts["refused"]
+        assert facts["refused"]["not_tokenized"]["ids"] == ["c" if source == "in.parquet" else "2"]
+        assert "not valid UTF-8" in said.err
+        assert [row is None for row in pq.read_table(out)["vector"].to_pylist()] == [False, True, True, True, False]
+        assert main(["embed", str(tmp_path / source), "--to", str(tmp_path / "out.npy")]) == 0
+        assert np.isnan(np.load(tmp_path / "out.npy")).all(axis=1).tolist() == [False, True, True, True, False]
+        before = out.read_bytes()
+        assert main(["embed", str(tmp_path / source), "--to", str(out), "--on-error", "fail"]) == 1
+        assert "id " in capsys.readouterr().err
+        assert out.read_bytes() == before
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_many_windows_keep_their_order_and_the_header_counts_them(tmp_path: Path, minilm: Embedder) -> None:
+    (tmp_path / "in.txt").write_text("\n".join(f"text {n % 40}" for n in range(5000)))
+    assert main(["embed", str(tmp_path / "in.txt"), "--to", str(tmp_path / "out.npy")]) == 0
+    found = np.load(tmp_path / "out.npy")
+    wanted = minilm.embed([f"text {n}" for n in range(40)])
+    np.testing.assert_allclose(found, wanted[np.arange(5000) % 40], atol=1e-4)
+
+
+def test_several_columns_become_one_text(tmp_path: Path, minilm: Embedder) -> None:
+    (tmp_path / "in.csv").write_text("title,body\nCats,they purr\n,alone\n,\n")
+    columns = ["--text", "title", "--text", "body"]
+    out = tmp_path / "out.npy"
+    assert main(["embed", str(tmp_path / "in.csv"), *columns, "--to", str(out)]) == 0
+    found = np.load(out)
+    np.testing.assert_allclose(found[:2], minilm.embed(["Cats\n\nthey purr", "alone"]), atol=1e-5)
+    assert np.isnan(found[2]).all()
+    template = ["--template", "{title}: {body}"]
+    assert main(["embed", str(tmp_path / "in.csv"), *columns, *template, "--to", str(out)]) == 0
+    np.testing.assert_allclose(np.load(out)[0], minilm.embed(["Cats: they purr"])[0], atol=1e-5)
+
+
+def test_to_longbow_sends_what_is_new(
+    sources: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fletcher_core.longbow.server import LongbowServer
+
+    with LongbowServer(tmp_path / "server") as server:
+        for kind, new in (("parquet", 3), ("table", 0), ("csv", 0)):
+            arguments = [f"longbow:{server.address.data}", "--longbow-meta", server.address.meta]
+            store = ["--store", str(tmp_path / "store"), "--collection", "notes"]
+            named = [argument for argument in sources[kind] if argument not in ("--keep", "tag")]
+            assert main(["embed", *named, "--to", *arguments, *store, "--json"]) == 0
+            facts = json.loads(capsys.readouterr().out)
+            assert (facts["new"], facts["delivery"]["searchable"], facts["problem"]) == (new, 3, "")
+        where = ["--longbow", server.address.data, "--longbow-meta", server.address.meta]
+        assert main(["search", "kittens", *store, *where, "--json"]) == 0
+        said = capsys.readouterr()
+        assert json.loads(said.out.splitlines()[0])["id"] == "7"
+        assert "that is all" in said.err
+        assert main(["status", "--store", str(tmp_path / "store"), *where, "--json"]) == 0
+        status: dict[str, Any] = json.loads(capsys.readouterr().out)
+        assert status["collection"] == "notes"
+        assert status["generations"][0]["rows"] == 3
+        assert [rows["searchable"] for rows in status["generations"][0]["outbox"].values()] == [3]
+        assert status["longbow"]["reachable"]
+        assert status["longbow"]["breaker"] == "closed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["none.txt", "--to", "x.npy"], "there is no file at 'none.txt'"),
+        (["none.parquet", "--to", "x.npy"], "there is no Parquet file at 'none.parquet'"),
+        (["a.txt", "b.csv", "--to", "x.npy"], "several kinds (csv, lines)"),
+        (["a.txt", "--to", "x.csv"], "--to is 'x.csv'"),
+        (["a.txt", "--to", "longbow"], "needs --store and --collection"),
+        (["a.duckdb", "--to", "x.npy"], "either a --table or a --query"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_a_line(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["embed", *arguments]) == 1
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.startswith("fletcher: ")
+    assert len(err.splitlines()) == 1
+    assert main(["embed", *arguments, "--json"]) == 1
+    error = json.loads(capsys.readouterr().err)["error"]
+    assert said in error["message"]
+    assert not list(tmp_path.iterdir())
