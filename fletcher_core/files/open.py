@@ -11,7 +11,7 @@ from typing import IO, Literal
 
 from fletcher_core.errors import ConfigError, SourceError
 from fletcher_core.files.rows import Rows, Selection
-from fletcher_core.files.streams import LineRows, RecordRows, open_lines, standard_input
+from fletcher_core.files.streams import LineRows, RecordRows, count_lines, open_lines, standard_input
 from fletcher_core.files.tables import TextTable, parquet_tables, table_rows
 from fletcher_core.sources import DuckDBTable, ParquetTable
 from fletcher_core.sql import connect
@@ -101,7 +101,8 @@ def open_rows(
             yield standard_input(stdin or sys.stdin.buffer, selection, has_fields=has_fields)
         elif kind == "lines":
             files = [path for name in named.names for path in _paths(name)]
-            yield LineRows([(str(path), partial(open_lines, path)) for path in files], selection)
+            total = sum(map(count_lines, files))
+            yield LineRows([(str(path), partial(open_lines, path)) for path in files], selection, total)
         else:
             table: DuckDBTable | ParquetTable | TextTable | None = named.table_source(selection)
             if table is None:

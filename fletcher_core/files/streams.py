@@ -19,6 +19,7 @@ from fletcher_core.sql import connect, first_line
 from fletcher_core.template import embeddable_sql
 
 _WINDOW_BYTES = 32 * 2**20  # of text in one window
+_COUNTED_BYTES = 2**20
 _ARROW_STREAM = b"\xff\xff\xff\xff"
 STANDARD_INPUT = "standard input"
 
@@ -26,12 +27,17 @@ STANDARD_INPUT = "standard input"
 class LineRows:
     """A text a line, of several files after each other; ids are line numbers from 0 over all of them. See `Rows`.
 
-    The one column that may be kept is `text`. Bytes that are not UTF-8 concern their own line.
+    The one column that may be kept is `text`. Bytes that are not UTF-8 concern their own line. `total` is as `Rows`
+    has it.
     """
 
-    total: int | None = None
-
-    def __init__(self, opened: Sequence[tuple[str, Callable[[], IO[bytes]]]], selection: Selection) -> None:
+    def __init__(
+        self,
+        opened: Sequence[tuple[str, Callable[[], IO[bytes]]]],
+        selection: Selection,
+        total: int | None = None,
+    ) -> None:
+        self.total = total
         if selection.id_column is not None or selection.template is not None:
             raise ConfigError("lines of text have no columns: leave out the id column and the template")
         for name in (*selection.text_columns, *selection.keep):
@@ -132,6 +138,18 @@ def standard_input(stream: IO[bytes], selection: Selection, *, has_fields: bool)
 def open_lines(path: Path) -> IO[bytes]:
     """A file of text, uncompressed where its name ends in .gz."""
     return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+
+
+def count_lines(path: Path) -> int:
+    """Lines of a file, the last one also where nothing ends it. Raises SourceError when it cannot be read."""
+    lines, last = 0, b"\n"
+    try:
+        with open_lines(path) as file:
+            while block := file.read(_COUNTED_BYTES):
+                lines, last = lines + block.count(b"\n"), block[-1:]
+    except (OSError, EOFError) as error:
+        raise SourceError(f"{path} cannot be read: {error}. Check the path and the file") from error
+    return lines + (last != b"\n")
 
 
 def _is_text(kind: pa.DataType) -> bool:

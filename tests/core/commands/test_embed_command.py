@@ -15,6 +15,8 @@ import pytest
 
 from fletcher_core import Embedder
 from fletcher_core.cli import main
+from fletcher_core.files.open import Named, open_rows
+from fletcher_core.files.rows import Selection
 
 TEXTS = ["kittens play with wool", "rain falls on the city", "the stock market fell"]
 
@@ -124,6 +126,14 @@ def test_rows_that_cannot_be_embedded_are_counted_named_and_have_no_vector(
         assert "id " in capsys.readouterr().err
         assert out.read_bytes() == before
     assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(("content", "count"), [(b"", 0), (b"a", 1), (b"a\n", 1), (b"a\n\nb", 3), (b"\n", 1)])
+def test_lines_are_counted_as_they_are_read(content: bytes, count: int, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_bytes(content)
+    with open_rows(Named((str(tmp_path / "in.txt"),)), Selection(), has_fields=False) as rows:
+        assert rows.total == count
+        assert sum(window.columns.num_rows for window in rows.windows()) == count
 
 
 def test_many_windows_keep_their_order_and_the_header_counts_them(tmp_path: Path, minilm: Embedder) -> None:
