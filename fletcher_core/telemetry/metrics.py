@@ -16,7 +16,24 @@ REGISTRY = CollectorRegistry()
 # Seconds: from a query that a cache answers to a call that waits for its deadline.
 _REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _STAGE_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
-_LAYER_SECONDS = (0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_LAYER_SECONDS = (
+    0.00001,
+    0.00002,
+    0.00005,
+    0.0001,
+    0.0002,
+    0.0005,
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+    0.2,
+    0.5,
+    1.0,
+)
 _PADDING = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0)
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _TOKENS = (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
@@ -66,9 +83,7 @@ PADDING = Histogram(
 CACHE_REQUESTS = Asked(
     CounterMetricFamily, "fletcher_cache_requests", "Look-ups of vectors known already.", "result", registry=REGISTRY
 )  # hit or miss
-READY = Gauge(
-    "fletcher_ready", "Whether the service's latest probe found the engine well: 1, or 0.", registry=REGISTRY
-)
+READY = Gauge("fletcher_ready", "Whether the service's latest probe found the engine well: 1, or 0.", registry=REGISTRY)
 QUEUE_TOKENS = Gauge("fletcher_queue_tokens", "Tokens that wait for the engine.", registry=REGISTRY)
 REJECTED = Counter(
     "fletcher_rejected_requests", "Requests turned away before they were computed.", ["reason"], registry=REGISTRY

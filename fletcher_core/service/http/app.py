@@ -104,7 +104,7 @@ class HttpService:
         return json_response(report.as_dict(), 200 if report.ready else 503)
 
 
-disable_created_metrics()  # a second series for every counter, which Prometheus does not need
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter, which Prometheus does not need
 
 
 async def _metrics(request: Request) -> Response:
