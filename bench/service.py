@@ -161,11 +161,11 @@ def service() -> Iterator[tuple[int, int]]:
     """A service in a process of its own: its port and its process."""
     code = (
         "from fletcher_core.embedder import Embedder\n"
-        "from fletcher_core.service.run import serve\n"
+        "from fletcher_core.service.run import NICENESS, serve\n"
         "from fletcher_core.service.settings import BatcherSettings, ServiceSettings\n"
         f"batching = BatcherSettings(request_timeout={TIMEOUT}, max_queue_tokens={QUEUE_TOKENS})\n"
         "settings = ServiceSettings(port=0, batching=batching)\n"
-        "serve(Embedder.load(), settings, started=lambda at: print(at.http, flush=True))\n"
+        "serve(Embedder.load(niceness=NICENESS), settings, started=lambda at: print(at.http, flush=True))\n"
     )
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)

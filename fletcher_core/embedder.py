@@ -95,6 +95,7 @@ class Embedder:
         isolation: Isolation = "auto",
         cache: VectorCache | None = None,
         layer_sample: int = 0,
+        niceness: int = 0,
     ) -> "Embedder":
         """Load a model.
 
@@ -124,6 +125,8 @@ class Embedder:
             cache: keeps vectors of texts and queries; those that it has are neither tokenized nor computed again.
             layer_sample: measure how long each layer takes of one batch in so many, for the metric
                 `fletcher_layer_duration_seconds`; 0 of none. A GPU computes such a batch alone and step by step.
+            niceness: run the CPU engine's threads with so much less priority than others, up to 19; on Linux. A service
+                that computes on all cores answers sooner so.
 
         Raises:
             ModelError: the model is not found, damaged, or of a kind that Fletcher does not run.
@@ -134,6 +137,7 @@ class Embedder:
             if value is not None:
                 check_whole(setting, value, 1)
         check_whole("layer_sample", layer_sample, 0)
+        check_whole("niceness", niceness, 0)
         for setting, text in (("prompt", prompt), ("query_prompt", query_prompt)):
             if text is not None:
                 check_prompt(setting, text)
@@ -163,6 +167,7 @@ class Embedder:
             threads=threads,
             batch_invariant=batch_invariant,
             layer_sample=layer_sample,
+            niceness=niceness,
         )
         loaded = start_engine(spec, isolation)
         identity = fingerprint(

@@ -94,6 +94,7 @@ def serve(
     from fletcher_core.cache import VectorCache
     from fletcher_core.embedder import Embedder
     from fletcher_core.longbow.client import LongbowSettings
+    from fletcher_core.service.run import NICENESS
     from fletcher_core.service.run import serve as serve_until_told
     from fletcher_core.service.settings import BatcherSettings, ServiceSettings
     from fletcher_core.telemetry.logs import start_logging
@@ -131,6 +132,7 @@ def serve(
         threads=threads,
         cache=VectorCache(cache_bytes) if cache_bytes else None,
         layer_sample=layer_sample,
+        niceness=NICENESS,
     )
     try:
         serve_until_told(embedder, settings, started=lambda at: _announce(at, embedder))

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 from fletcher_core.engines.engine import Engine
+from fletcher_core.engines.priority import at_niceness
 from fletcher_core.errors import ConfigError, EngineError
 from fletcher_core.models import ModelPackage, Weights
 from fletcher_core.models.architecture import Architecture
@@ -44,6 +45,7 @@ def load_engine(
     *,
     threads: int | None = None,
     batch_invariant: bool = False,
+    niceness: int = 0,
     **settings: Any,
 ) -> Engine:
     """The engine `choice`, with `package` loaded on its device.
@@ -53,6 +55,7 @@ def load_engine(
             engines, for "int8" OpenVINO, which alone has it.
         threads: of the CPU engines.
         batch_invariant: of the GPU engine; the CPU engines always are.
+        niceness: of the CPU engines' threads, below this one's priority.
         settings: `normalize`, `dimension`, `precision` and `layer_sample`, as all engines take them.
 
     Raises:
@@ -84,10 +87,10 @@ def load_engine(
             _LOG.warning("the GPU engine does not start, the CPU engine takes over: %s", error)
     free = choice in ("auto", "cpu")
     if choice == "native" or (free and _native_is_faster(package.architecture, settings.get("precision", "auto"))):
-        return _native(package, weights, threads=threads, **settings)
+        return at_niceness(niceness, lambda: _native(package, weights, threads=threads, **settings))
     from fletcher_core.engines.openvino import OpenVinoEngine
 
-    return OpenVinoEngine(package, weights, threads=threads, **settings)
+    return at_niceness(niceness, lambda: OpenVinoEngine(package, weights, threads=threads, **settings))
 
 
 def _native_is_faster(architecture: Architecture, precision: str) -> bool:

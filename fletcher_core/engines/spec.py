@@ -22,7 +22,8 @@ class EngineSpec:
         folder: the model's, as `ModelPackage.read` takes it.
         name: of the model, for messages.
         choice: which engine; see `load_engine`.
-        precision, normalize, dimension, threads, batch_invariant, layer_sample: as `Embedder.load` takes them.
+        precision, normalize, dimension, threads, batch_invariant, layer_sample, niceness: as `Embedder.load` takes
+            them.
         loader: `module:function` that makes the engine, called as `load_engine` is.
     """
 
@@ -35,6 +36,7 @@ class EngineSpec:
     threads: int | None = None
     batch_invariant: bool = False
     layer_sample: int = 0
+    niceness: int = 0
     loader: str = _LOADER
 
     def load(self) -> Engine:
@@ -55,5 +57,6 @@ class EngineSpec:
             dimension=self.dimension,
             precision=self.precision,
             layer_sample=self.layer_sample,
+            niceness=self.niceness,
         )
         return engine

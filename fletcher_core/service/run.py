@@ -1,6 +1,7 @@
 """The service from start to end: the embedder loaded, HTTP and Flight opened, and on SIGTERM what is begun finished."""
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -26,6 +27,10 @@ _LOG = logging.getLogger(__name__)
 # Threads that compute let go of the interpreter by themselves; one that does not holds up answers for no longer.
 _SWITCH_SECONDS = 0.0005
 _KEEP_ALIVE_SECONDS = 75
+
+NICENESS = 5
+"""For `Embedder.load`: a request that is turned away waits half a millisecond for its answer then, and several without
+it, when the engine computes on all cores (bench/service.py)."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ def serve(
         batcher = Batcher(embedder, settings.batching)
         stack.callback(batcher.close, settings.drain_timeout)
         readiness = Readiness(batcher, settings.probe_timeout, longbow)
+        stack.callback(gc.unfreeze)
+        gc.freeze()  # to look through all that is loaded for garbage would hold up answers for a tenth of a second
         flight = _flight_service(batcher, settings, longbow, readiness)
         if flight is not None:
             stack.callback(flight.close)
@@ -128,6 +135,7 @@ def _http_server(service: HttpService, settings: ServiceSettings) -> uvicorn.Ser
             access_log=False,
             log_config=None,
             server_header=False,
+            proxy_headers=False,
             limit_concurrency=settings.max_connections,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),

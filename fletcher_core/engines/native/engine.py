@@ -6,6 +6,7 @@ batch and on however many cores it runs, since no element of a product depends o
 """
 
 import os
+import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -91,6 +92,9 @@ class NativeEngine:
         self._threads = threads or available_cores()
         self.ahead = self._threads + 2
         self._start()
+        # Now, so that they have this thread's priority and not that of whoever embeds first.
+        together = threading.Barrier(self._threads)
+        wait([self._pool.submit(together.wait) for _ in range(self._threads)])
         _LOADED.add(self)
 
     def _start(self) -> None:
