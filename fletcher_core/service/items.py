@@ -62,11 +62,11 @@ class Items:
         for at, ids in enumerate(sequences):
             if not ids:
                 bad[at] = ItemError("has no token ids", "invalid_tokens")
+            elif len(ids) > most:  # before all else: it may be millions
+                bad[at] = ItemError(f"has {len(ids)} token ids and the limit is {most}", "too_long")
             elif not 0 <= min(ids) <= max(ids) < vocabulary:
                 said = f"has token ids outside 0 to {vocabulary - 1}: they must be of this model's own tokenizer"
                 bad[at] = ItemError(said, "invalid_tokens")
-            elif len(ids) > most:
-                bad[at] = ItemError(f"has {len(ids)} token ids and the limit is {most}", "too_long")
         kept = [[] if at in bad else ids for at, ids in enumerate(sequences)]
         packed = np.array([token for ids in kept for token in ids], np.int32)
         return cls([], TokenBatch(packed, cumulative(np.array([len(ids) for ids in kept]))), bad)

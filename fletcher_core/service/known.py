@@ -44,7 +44,9 @@ def submit_unknown(
                 together.set_exception(error)
             else:
                 computed = done.result()
-                good = np.flatnonzero(computed.sound)
+                # Of a text that was cut the cache would not tell that it was, and who refuses such texts must know.
+                is_whole = True if batcher.embedder.encoder.long_text == "chunk" else ~computed.cut
+                good = np.flatnonzero(computed.sound & is_whole)
                 keyed.cache.put_many([keys[rows[at]] for at in good.tolist()], computed.vectors[good])
                 together.set_result(_placed(all_known, computed, rows))
 

@@ -3,12 +3,13 @@
 import asyncio
 import gc
 import logging
-import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from types import FrameType
 
 import uvicorn
 
@@ -19,6 +20,7 @@ from fletcher_core.longbow.server.access import ServerTls
 from fletcher_core.service.batcher import Batcher
 from fletcher_core.service.flight import FlightService, FlightSettings
 from fletcher_core.service.http import HttpService
+from fletcher_core.service.http.protocol import BoundedProtocol
 from fletcher_core.service.readiness import Readiness
 from fletcher_core.service.settings import ServiceSettings
 
@@ -27,6 +29,7 @@ _LOG = logging.getLogger(__name__)
 # Threads that compute let go of the interpreter by themselves; one that does not holds up answers for no longer.
 _SWITCH_SECONDS = 0.0005
 _KEEP_ALIVE_SECONDS = 75
+_PAUSE = 0.1
 
 NICENESS = 5
 """For `Embedder.load`: a request that is turned away waits half a millisecond for its answer then, and several without
@@ -58,20 +61,21 @@ def serve(
     settings = settings or ServiceSettings()
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # what it says of its beginning and end, we say
     sys.setswitchinterval(_SWITCH_SECONDS)
+    end = _End(settings.drain_timeout)
     with ExitStack() as stack:
         listener = stack.enter_context(_listen(settings.host, settings.port))
         stack.callback(embedder.close)
         longbow = stack.enter_context(LongbowClient(settings.longbow)) if settings.longbow is not None else None
         batcher = Batcher(embedder, settings.batching)
-        stack.callback(batcher.close, settings.drain_timeout)
+        stack.callback(lambda: batcher.close(end.seconds_left))
         readiness = Readiness(batcher, settings.probe_timeout, longbow)
         stack.callback(gc.unfreeze)
         gc.freeze()  # to look through all that is loaded for garbage would hold up answers for a tenth of a second
         flight = _flight_service(batcher, settings, longbow, readiness)
         if flight is not None:
             stack.callback(flight.close)
-            stack.callback(flight.drain, settings.drain_timeout)
-        server = _http_server(HttpService(batcher, settings, readiness), settings)
+            stack.callback(lambda: flight.drain(end.seconds_left))
+        server = _http_server(HttpService(batcher, settings, readiness), settings, end)
         readiness.draining = lambda: server.should_exit
         scheme = "https" if settings.tls_certificate else "http"
         host, port = listener.getsockname()[:2]
@@ -84,20 +88,52 @@ def serve(
                 await asyncio.sleep(0.01)
             if started is not None and server.started:
                 started(addresses)
+            while not (await asyncio.wait({serving}, timeout=_PAUSE))[0]:
+                if server.should_exit and flight is not None:
+                    flight.drain(0)  # which only refuses what is new
             await serving
 
-        # uvicorn sees to signals, and raises what came once more when it has ended: here, the end is only to begin.
-        with _ignored(signal.SIGTERM), _ignored(signal.SIGINT), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(run())
 
 
-@contextmanager
-def _ignored(number: signal.Signals) -> Iterator[None]:
-    before = signal.signal(number, lambda *_: None)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
+class _End:
+    """When the service was told to end, and how long what was begun may take since then."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._told_at: float | None = None
+        self.at_once = False
+
+    def tell(self) -> None:
+        """In order; told again, at once."""
+        if self._told_at is not None:
+            self.at_once = True
+        else:
+            self._told_at = time.monotonic()
+
+    @property
+    def seconds_left(self) -> float:
+        if self.at_once or self._told_at is None:
+            return 0.0
+        return max(0.0, self._told_at + self._seconds - time.monotonic())
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, that a first signal ends in order and a second one at once."""
+
+    def __init__(self, config: uvicorn.Config, end: _End) -> None:
+        super().__init__(config)
+        self._end = end
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """uvicorn would raise the signal once more when it has ended: here, the end is only to begin."""
+        self._end.tell()
+        self.should_exit = True
+        if self._end.at_once:
+            self.force_exit = True
+            for task in self.server_state.tasks:
+                task.cancel()
 
 
 def _flight_service(
@@ -127,16 +163,17 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another") from error
 
 
-def _http_server(service: HttpService, settings: ServiceSettings) -> uvicorn.Server:
+def _http_server(service: HttpService, settings: ServiceSettings, end: _End) -> _Server:
     try:
         config = uvicorn.Config(
             service.app,
-            http="httptools",
+            http=BoundedProtocol,
+            ws="none",
             access_log=False,
             log_config=None,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=settings.max_connections,
+            limit_concurrency=settings.max_connections + 1,  # uvicorn refuses the one that reaches it
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
             ssl_certfile=settings.tls_certificate,
@@ -145,7 +182,7 @@ def _http_server(service: HttpService, settings: ServiceSettings) -> uvicorn.Ser
         config.load()
     except (OSError, ValueError) as error:
         raise ConfigError(f"tls_certificate or tls_key cannot be used: {error}") from error
-    return uvicorn.Server(config)
+    return _Server(config, end)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

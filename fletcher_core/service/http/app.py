@@ -2,35 +2,71 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
+import pydantic
 from fastapi import FastAPI
 from prometheus_client import disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from fletcher_core.service.batcher import Batcher
-from fletcher_core.service.http.door import Door
-from fletcher_core.service.http.errors import Problem, json_response, openai_error, tei_error
-from fletcher_core.service.http.openai import EmbeddingsRequest, EmbeddingsResponse, OpenAiApi
-from fletcher_core.service.http.tei import EmbedRequest, TeiApi
+from fletcher_core.service.http.door import Door, Handler
+from fletcher_core.service.http.errors import (
+    OpenAiError,
+    Problem,
+    TeiError,
+    error_in_words_of,
+    json_response,
+    openai_error,
+    tei_error,
+)
+from fletcher_core.service.http.openai import EmbeddingsRequest, EmbeddingsResponse, ModelList, OpenAiApi
+from fletcher_core.service.http.tei import EmbedRequest, Info, TeiApi
 from fletcher_core.service.readiness import Readiness, Report
 from fletcher_core.service.settings import ServiceSettings
 from fletcher_core.telemetry.metrics import REGISTRY
-
-Handler = Callable[[Request], Awaitable[Response]]
-AsError = Callable[[Problem], Response]
 
 _LOOP_PAUSE = 0.25  # seconds between two looks at how late the event loop is
 _TOO_LATE = 1.0
 _FRESH = 2.0
 _UNLOCKED = frozenset({"/healthz", "/readyz", "/metrics", "/docs", "/docs/oauth2-redirect", "/openapi.json"})
 _PATHS = frozenset({"/v1/embeddings", "/v1/models", "/embed", "/info"})
+_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "A key of this service."},
+    "header": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same key."},
+}
+# What a request may be answered instead of vectors, beside what is wrong with it.
+_FAILURES = {
+    401: "No key of this service.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    429: "Too much waits for the engine: come back after as many seconds as the header retry-after says.",
+    503: "The engine failed, or the service is ending.",
+    504: "The time that the client or the service allows is up.",
+}
+_OPENAI_FAILURES = {**_FAILURES, 400: "Something is wrong with the request.", 404: "The model is not served here."}
+_TEI_FAILURES = {
+    **_FAILURES,
+    400: "There is no text.",
+    413: "The body is too large, has too many texts, or a text is too long.",
+    422: "The body has another form, or an item is no valid text.",
+    424: "The engine failed.",
+}
+
+
+class Health(pydantic.BaseModel):
+    """Whether the process keeps time."""
+
+    status: str
+    event_loop_late_seconds: float
+    uptime_seconds: float
 
 
 class HttpService:
@@ -51,22 +87,32 @@ class HttpService:
         self._probing = ThreadPoolExecutor(1, thread_name_prefix="fletcher-readiness")
         openai = OpenAiApi(batcher, settings, int(self._started))
         tei = TeiApi(batcher, settings)
-        self.app = app = FastAPI(
+        api = _Described(
             title="Fletcher",
             version=version("fletcher"),
             description=f"Vectors of {batcher.embedder.dimension} elements by {batcher.embedder.card.name}.",
             redoc_url=None,
+            redirect_slashes=False,
             lifespan=self._lifespan,
+            exception_handlers={HTTPException: _no_such_route},
         )
-        _post(app, "/v1/embeddings", openai.embeddings, openai_error, EmbeddingsRequest, EmbeddingsResponse)
-        _post(app, "/embed", tei.embed, tei_error, EmbedRequest, list[list[float]])
-        app.add_api_route("/v1/models", _answering(openai.models, openai_error), methods=["GET"])
-        app.add_api_route("/info", _answering(tei.info, tei_error), methods=["GET"])
-        app.add_api_route("/healthz", self._healthz, methods=["GET"])
-        app.add_api_route("/readyz", self._readyz, methods=["GET"])
+        api.locked = _PATHS if settings.hidden_keys else frozenset()
+        embeddings, embed = _answering(openai.embeddings, openai_error), _answering(tei.embed, tei_error)
+        _post(api, "/v1/embeddings", embeddings, EmbeddingsRequest, EmbeddingsResponse, _OPENAI_FAILURES, OpenAiError)
+        _post(api, "/embed", embed, EmbedRequest, list[list[float]], _TEI_FAILURES, TeiError)
+        _get(api, "/v1/models", _answering(openai.models, openai_error), ModelList)
+        _get(api, "/info", _answering(tei.info, tei_error), Info)
+        _get(api, "/healthz", self._healthz, Health, 503)
+        _get(api, "/readyz", self._readyz, Report, 503)
         if settings.metrics:
-            app.add_api_route("/metrics", _metrics, methods=["GET"], response_class=Response)
-        app.add_middleware(Door, keys=settings.hidden_keys, routes=_PATHS | _UNLOCKED, unlocked=_UNLOCKED)
+            api.add_api_route("/metrics", _metrics, methods=["GET"], response_class=PlainTextResponse)
+        self.app = Door(
+            api,
+            posts={"/v1/embeddings": embeddings, "/embed": embed},
+            keys=settings.hidden_keys,
+            routes=_PATHS | _UNLOCKED,
+            unlocked=_UNLOCKED,
+        )
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
@@ -112,7 +158,7 @@ async def _metrics(request: Request) -> Response:
     return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
 
-def _answering(handler: Handler, as_error: AsError) -> Handler:
+def _answering(handler: Handler, as_error: Callable[[Problem], Response]) -> Handler:
     async def answer(request: Request) -> Response:
         try:
             return await handler(request)
@@ -123,14 +169,55 @@ def _answering(handler: Handler, as_error: AsError) -> Handler:
     return answer
 
 
-def _post(app: FastAPI, path: str, handler: Handler, as_error: AsError, body: Any, answer: Any) -> None:
+class _Described(FastAPI):
+    """FastAPI whose description says which routes are `locked`: they need a key."""
+
+    locked: frozenset[str] = frozenset()
+
+    def openapi(self) -> dict[str, Any]:
+        """The description, made once."""
+        if self.openapi_schema is None:
+            schema = super().openapi()
+            if self.locked:
+                schema.setdefault("components", {})["securitySchemes"] = _SCHEMES
+            for path in self.locked & schema["paths"].keys():
+                for operation in schema["paths"][path].values():
+                    operation["security"] = [{scheme: []} for scheme in _SCHEMES]
+        return cast(dict[str, Any], self.openapi_schema)
+
+
+async def _no_such_route(request: Request, error: Exception) -> Response:
+    """404 and 405, in the words of the API that the path belongs to."""
+    assert isinstance(error, HTTPException)
+    problem = Problem(
+        error.status_code,
+        f"{request.method} {request.url.path}: {error.detail}; /docs lists what there is",
+        headers=dict(error.headers or {}),
+    )
+    return error_in_words_of(request.url.path, problem)
+
+
+def _get(app: FastAPI, path: str, handler: Handler, answer: Any, other: int | None = None) -> None:
+    """A route that is described by its `answer`, which another status may come with."""
+    responses: dict[int | str, dict[str, Any]] = {
+        status: {"model": answer} for status in (200, other) if status is not None
+    }
+    app.add_api_route(path, handler, methods=["GET"], response_model=None, responses=responses)
+
+
+def _post(
+    app: FastAPI, path: str, handler: Handler, body: Any, answer: Any, failures: dict[int, str], error: Any
+) -> None:
     """A route that reads its body itself, described as if FastAPI did."""
     schema = {"content": {"application/json": {"schema": body.model_json_schema()}}, "required": True}
+    failed: dict[int | str, dict[str, Any]] = {
+        status: {"model": error, "description": said} for status, said in sorted(failures.items())
+    }
     app.add_api_route(
         path,
-        _answering(handler, as_error),
+        handler,
         methods=["POST"],
         response_model=None,
-        responses={200: {"model": answer}},
+        responses={200: {"model": answer}, **failed},
         openapi_extra={"requestBody": schema},
     )

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -27,7 +28,7 @@ async def read_body(request: Request, most: int, seconds: float) -> bytes:
         Disconnected: the client went away before.
     """
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > most:
+    if declared.isdecimal() and (len(declared) > 18 or int(declared) > most):
         raise _too_large(most)
     pieces: list[bytes] = []
     size = 0
@@ -39,7 +40,8 @@ async def read_body(request: Request, most: int, seconds: float) -> bytes:
                     raise _too_large(most)
                 pieces.append(piece)
     except TimeoutError:
-        raise Problem(408, f"the request's body did not arrive within {seconds:g} s") from None
+        said = f"the request's body did not arrive within {seconds:g} s"
+        raise Problem(408, said, code="body_timeout", headers={"connection": "close"}) from None
     except ClientDisconnect:
         raise Disconnected from None
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -62,9 +64,11 @@ def allowed_seconds(request: Request, most: float) -> float:
 
 
 async def vectors_of(
-    request: Request, submit: Callable[[float], "Future[EmbeddedTexts]"], seconds: float
+    request: Request, submit: Callable[[float], "Future[EmbeddedTexts]"], seconds: float, arrived: float
 ) -> EmbeddedTexts:
-    """What `submit`, called with `seconds`, gives; dropped where the client goes away or the time is up meanwhile.
+    """What `submit` gives, called with what is left of `seconds` since `arrived`, on the clock of `time.monotonic`.
+
+    It is dropped where the client goes away or the time is up meanwhile.
 
     Raises:
         Problem: what the failure is in HTTP's terms.
@@ -72,8 +76,11 @@ async def vectors_of(
     """
     loop = asyncio.get_running_loop()
     answered: asyncio.Future[None] = loop.create_future()
+    left = arrived + seconds - time.monotonic()
     try:
-        computing = submit(seconds)
+        if left <= 0:
+            raise _late(seconds)
+        computing = submit(left)
     except FletcherError as error:
         raise Problem.of(error) from error
 
@@ -88,7 +95,7 @@ async def vectors_of(
     computing.add_done_callback(done)
     gone = loop.create_task(_until_gone(request))
     gone.add_done_callback(lambda _: wake())
-    timer = loop.call_later(seconds, wake)
+    timer = loop.call_later(left, wake)
     try:
         await answered
         if computing.done():
@@ -96,8 +103,7 @@ async def vectors_of(
         if gone.done():
             REJECTED.labels("disconnected").inc()
             raise Disconnected
-        REJECTED.labels("deadline").inc()
-        raise DeadlineExceeded(f"the texts were not embedded within {seconds:g} s: allow more time, or send fewer")
+        raise _late(seconds)
     except FletcherError as error:
         raise Problem.of(error) from error
     finally:
@@ -109,6 +115,11 @@ async def vectors_of(
 async def _until_gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _late(seconds: float) -> DeadlineExceeded:
+    REJECTED.labels("deadline").inc()
+    return DeadlineExceeded(f"the texts were not embedded within {seconds:g} s: allow more time, or send fewer")
 
 
 def _too_large(most: int) -> Problem:

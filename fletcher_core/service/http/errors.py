@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import orjson
+import pydantic
 from starlette.responses import Response
 
 from fletcher_core.errors import DeadlineExceeded, FletcherError, InputError, Overloaded
@@ -36,15 +37,46 @@ class Problem(Exception):
         return cls(503, str(error), "server_error", "engine_failed", headers={"retry-after": "5"})
 
 
-# What text-embeddings-inference calls them, by status.
-_TEI_TYPES = {
-    401: "unauthorized",
-    413: "validation",
-    422: "validation",
-    429: "overloaded",
-    503: "backend",
-    504: "deadline_exceeded",
+# The types of text-embeddings-inference, each with its status there: by the code of ours, else by our status.
+_TEI_BY_CODE = {
+    "empty_input": (400, "empty"),
+    "invalid_input": (413, "validation"),
+    "too_long": (413, "validation"),
+    "invalid_text": (422, "tokenizer"),
+    "invalid_tokens": (422, "tokenizer"),
+    "engine_failed": (424, "backend"),
+    "invalid_vector": (424, "backend"),
 }
+_TEI_BY_STATUS = {
+    400: (422, "validation"),
+    401: (401, "unauthorized"),
+    429: (429, "overloaded"),
+    500: (500, "backend"),
+    503: (503, "unhealthy"),
+    504: (504, "deadline_exceeded"),
+}
+
+
+class OpenAiErrorObject(pydantic.BaseModel):
+    """What is wrong; `param` names the field or the item."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAiError(pydantic.BaseModel):
+    """An error as the OpenAI API answers it."""
+
+    error: OpenAiErrorObject
+
+
+class TeiError(pydantic.BaseModel):
+    """An error as text-embeddings-inference answers it."""
+
+    error: str
+    error_type: str
 
 
 def openai_error(problem: Problem) -> Response:
@@ -53,10 +85,16 @@ def openai_error(problem: Problem) -> Response:
 
 
 def tei_error(problem: Problem) -> Response:
-    """As text-embeddings-inference answers: what is wrong with the body is 422 there."""
-    status = 422 if problem.status == 400 else problem.status
-    body = {"error": problem.message, "error_type": _TEI_TYPES.get(status, "validation")}
-    return json_response(body, status, problem.headers)
+    """As text-embeddings-inference answers, with its statuses: a body of the wrong form is 422 there."""
+    status, kind = _TEI_BY_CODE.get(problem.code or "") or _TEI_BY_STATUS.get(
+        problem.status, (problem.status, "validation")
+    )
+    return json_response({"error": problem.message, "error_type": kind}, status, problem.headers)
+
+
+def error_in_words_of(path: str, problem: Problem) -> Response:
+    """As the API answers that `path` belongs to."""
+    return openai_error(problem) if path.startswith("/v1/") else tei_error(problem)
 
 
 def json_response(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:

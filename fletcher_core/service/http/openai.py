@@ -5,6 +5,7 @@ request can; a request of which no item can be is answered with the first one's 
 """
 
 import base64
+import time
 from typing import Literal
 
 import orjson
@@ -16,20 +17,18 @@ from fletcher_core.embed_call import Vectors
 from fletcher_core.embedder import Embedder
 from fletcher_core.errors import InputError
 from fletcher_core.service.batcher import Batcher
+from fletcher_core.service.http.body import parse
 from fletcher_core.service.http.call import allowed_seconds, read_body, vectors_of
-from fletcher_core.service.http.errors import Problem, json_response
+from fletcher_core.service.http.errors import OpenAiErrorObject, Problem, json_response
 from fletcher_core.service.items import ItemError, Items, shortened
 from fletcher_core.service.settings import ServiceSettings
 
 
-class EmbeddingsRequest(pydantic.BaseModel):
-    """What is to be embedded. Token ids are of this model's own tokenizer, special tokens included."""
+class EmbeddingsOptions(pydantic.BaseModel):
+    """All of a request but its texts."""
 
-    model_config = pydantic.ConfigDict(extra="ignore", strict=True)
+    model_config = pydantic.ConfigDict(extra="ignore")
 
-    input: str | list[str] | list[int] | list[list[int]] = pydantic.Field(
-        description="A text, a list of texts, the token ids of one text, or a list of token ids."
-    )
     model: str = pydantic.Field(default="", description="The served model's name, or one of its aliases.")
     encoding_format: Literal["float", "base64"] = pydantic.Field(
         default="float", description="base64 is of little-endian float32."
@@ -40,13 +39,12 @@ class EmbeddingsRequest(pydantic.BaseModel):
     user: str | None = pydantic.Field(default=None, description="Accepted, not used.")
 
 
-class EmbeddingError(pydantic.BaseModel):
-    """Why an item has no vector."""
+class EmbeddingsRequest(EmbeddingsOptions):
+    """What is to be embedded. Token ids are of this model's own tokenizer, special tokens included."""
 
-    message: str
-    type: str
-    param: str | None
-    code: str | None
+    input: str | list[str] | list[int] | list[list[int]] = pydantic.Field(
+        description="A text, a list of texts, the token ids of one text, or a list of token ids."
+    )
 
 
 class Embedding(pydantic.BaseModel):
@@ -55,7 +53,7 @@ class Embedding(pydantic.BaseModel):
     object: Literal["embedding"] = "embedding"
     index: int
     embedding: list[float] | str | None
-    error: EmbeddingError | None = None
+    error: OpenAiErrorObject | None = None
 
 
 class Usage(pydantic.BaseModel):
@@ -74,7 +72,20 @@ class EmbeddingsResponse(pydantic.BaseModel):
     usage: Usage
 
 
-_REQUEST = pydantic.TypeAdapter(EmbeddingsRequest)
+class Model(pydantic.BaseModel):
+    """A model that is served; `created` in seconds since 1970."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+
+
+class ModelList(pydantic.BaseModel):
+    """Every model that is served."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
 
 
 class OpenAiApi:
@@ -94,17 +105,18 @@ class OpenAiApi:
             Problem: the request gets no vectors.
         """
         settings = self._settings
+        arrived = time.monotonic()
         seconds = allowed_seconds(request, settings.batching.request_timeout)
         body = await read_body(request, settings.max_body_bytes, settings.body_timeout)
-        asked = _parsed(body)
+        given, asked = parse(body, "input", EmbeddingsOptions)
         self._check_model(asked.model)
         embedder = self._batcher.embedder
         try:
-            items = Items.of(asked.input, embedder, settings.max_items)
+            items = Items.of(given, embedder, settings.max_items)
         except InputError as error:
             raise Problem.of(error) from None
         check_dimensions(asked.dimensions, embedder)
-        result = await vectors_of(request, lambda left: items.submit(self._batcher, left), seconds)
+        result = await vectors_of(request, lambda left: items.submit(self._batcher, left), seconds, arrived)
         errors = items.errors(result, embedder)
         if len(errors) == len(items):
             raise item_problem(errors[0], "input", 0)
@@ -141,33 +153,6 @@ class OpenAiApi:
             parts.append(b'{"object":"embedding","index":%d,"embedding":%b}' % (index, vector))
         end = f'],"model":{self._model},"usage":{{"prompt_tokens":{tokens},"total_tokens":{tokens}}}}}'
         return b'{"object":"list","data":[%b%b' % (b",".join(parts), end.encode())
-
-
-def _parsed(body: bytes) -> EmbeddingsRequest:
-    try:
-        return _REQUEST.validate_json(body)
-    except pydantic.ValidationError as error:
-        raise refused_body(error, "input") from None
-
-
-def refused_body(error: pydantic.ValidationError, texts: str) -> Problem:
-    """What pydantic found first, in words that name the field; `texts` is what the texts are called."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    if found[0]["type"] == "json_invalid":
-        return Problem(400, f"the body is no valid JSON: {found[0]['msg'].removeprefix('Invalid JSON: ')}")
-    # Of an input that is none of the four shapes, each shape complains: say what the shapes are, and where it fails.
-    field = str(found[0]["loc"][0]) if found[0]["loc"] else None
-    if field != texts:
-        return Problem(400, f"{field or 'the body'}: {found[0]['msg']}", param=field)
-    places = [item["loc"][2] for item in found if len(item["loc"]) > 2 and isinstance(item["loc"][2], int)]
-    if any(item["type"] == "missing" for item in found):
-        return Problem(400, f"{texts} is missing: give a text, or a list of texts", param=texts)
-    where = f"{texts}[{max(places)}]" if places else texts
-    return Problem(
-        400,
-        f"{where} is neither a text nor token ids: {texts} is a text, a list of texts, or lists of ids",
-        param=where,
-    )
 
 
 def check_dimensions(dimensions: int | None, embedder: Embedder) -> None:

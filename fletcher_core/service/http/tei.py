@@ -1,10 +1,11 @@
 """`POST /embed` and `GET /info`, in the shapes of Hugging Face's text-embeddings-inference.
 
 Its answer is a bare list of vectors: there is no place for an item's error, so that a request with a bad item is
-refused, and the error names every one of them.
+refused, and the error names the first of them, and how many more there are.
 """
 
 import os
+import time
 from importlib.metadata import version
 from typing import Literal
 
@@ -15,23 +16,21 @@ from starlette.responses import Response
 
 from fletcher_core.errors import InputError
 from fletcher_core.service.batcher import Batcher
+from fletcher_core.service.http.body import parse
 from fletcher_core.service.http.call import allowed_seconds, read_body, vectors_of
 from fletcher_core.service.http.errors import Problem, json_response
-from fletcher_core.service.http.openai import check_dimensions, item_problem, refused_body
+from fletcher_core.service.http.openai import check_dimensions, item_problem
 from fletcher_core.service.items import Items, of_unit_length, shortened
 from fletcher_core.service.settings import ServiceSettings
 
 _NAMED = 5  # bad items in an error
 
 
-class EmbedRequest(pydantic.BaseModel):
-    """What is to be embedded."""
+class EmbedOptions(pydantic.BaseModel):
+    """All of a request but its texts."""
 
-    model_config = pydantic.ConfigDict(extra="ignore", strict=True)
+    model_config = pydantic.ConfigDict(extra="ignore")
 
-    inputs: str | list[str] | list[int] | list[list[int]] = pydantic.Field(
-        description="A text, a list of texts, the token ids of one text, or a list of token ids."
-    )
     normalize: bool = pydantic.Field(default=True, description="Vectors of unit length.")
     truncate: bool = pydantic.Field(default=False, description="Cut texts that are too long, instead of refusing them.")
     truncation_direction: Literal["right", "left", "Right", "Left"] = pydantic.Field(
@@ -44,9 +43,51 @@ class EmbedRequest(pydantic.BaseModel):
     dimensions: int | None = pydantic.Field(default=None, ge=1, description="Keep so many elements of each vector.")
 
 
-_REQUEST = pydantic.TypeAdapter(EmbedRequest)
+class EmbedRequest(EmbedOptions):
+    """What is to be embedded."""
+
+    inputs: str | list[str] | list[int] | list[list[int]] = pydantic.Field(
+        description="A text, a list of texts, the token ids of one text, or a list of token ids."
+    )
+
+
 _QUERIES = ("query", "search_query")
 _DOCUMENTS = (None, "", "document", "passage", "corpus", "search_document")
+
+
+class PoolingInfo(pydantic.BaseModel):
+    """How token vectors become a text's."""
+
+    pooling: str
+
+
+class ModelType(pydantic.BaseModel):
+    """What the model is for."""
+
+    embedding: PoolingInfo
+
+
+class Info(pydantic.BaseModel):
+    """What is served, and its limits; what follows `version` is Fletcher's own."""
+
+    model_id: str
+    model_sha: str | None
+    model_dtype: str
+    model_type: ModelType
+    max_concurrent_requests: int
+    max_input_length: int
+    max_batch_tokens: int
+    max_batch_requests: int | None
+    max_client_batch_size: int
+    auto_truncate: bool
+    tokenization_workers: int
+    version: str
+    dimension: int
+    normalized: bool
+    engine: str
+    device: str
+    tokenizer: str
+    pid: int
 
 
 class TeiApi:
@@ -63,22 +104,25 @@ class TeiApi:
             Problem: the request gets no vectors.
         """
         settings, embedder = self._settings, self._batcher.embedder
+        arrived = time.monotonic()
         seconds = allowed_seconds(request, settings.batching.request_timeout)
+        body = await read_body(request, settings.max_body_bytes, settings.body_timeout)
+        given, asked = parse(body, "inputs", EmbedOptions)
+        if not given and isinstance(given, list):
+            raise Problem(400, "inputs is an empty list: give at least one text", code="empty_input", param="inputs")
         try:
-            asked = _REQUEST.validate_json(await read_body(request, settings.max_body_bytes, settings.body_timeout))
-            items = Items.of(asked.inputs, embedder, settings.max_items)
-        except pydantic.ValidationError as error:
-            raise refused_body(error, "inputs") from None
+            items = Items.of(given, embedder, settings.max_items)
         except InputError as error:
             raise Problem.of(error) from None
         self._check(asked)
         kind: Literal["queries", "documents"] = "queries" if asked.prompt_name in _QUERIES else "documents"
-        result = await vectors_of(request, lambda left: items.submit(self._batcher, left, kind), seconds)
+        result = await vectors_of(request, lambda left: items.submit(self._batcher, left, kind), seconds, arrived)
         refuse_cut = not asked.truncate and embedder.encoder.long_text == "truncate"
         if errors := items.errors(result, embedder, refuse_cut=refuse_cut):
             said = [item_problem(error, "inputs", at) for at, error in errors.items()]
             more = f"; and {len(said) - _NAMED} more" if len(said) > _NAMED else ""
-            raise Problem(said[0].status, "; ".join(problem.message for problem in said[:_NAMED]) + more)
+            words = "; ".join(problem.message for problem in said[:_NAMED]) + more
+            raise Problem(said[0].status, words, code=said[0].code)
         vectors = shortened(result.vectors, asked.dimensions, embedder.normalize)
         if asked.normalize and not embedder.normalize:
             vectors = of_unit_length(vectors)
@@ -111,7 +155,7 @@ class TeiApi:
             }
         )
 
-    def _check(self, asked: EmbedRequest) -> None:
+    def _check(self, asked: EmbedOptions) -> None:
         embedder = self._batcher.embedder
         check_dimensions(asked.dimensions, embedder)
         if asked.truncation_direction.lower() == "left":
