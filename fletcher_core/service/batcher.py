@@ -450,7 +450,7 @@ class Batcher:
         rows = slice(int(window.bounds[at]), int(window.bounds[at + 1]))
         texts = slice(int(window.starts[at]), int(window.starts[at + 1]))
         counts = window.texts.token_counts[texts]
-        tokens = int(counts.sum())
+        tokens = int(window.texts.sequences.lengths[rows].sum())
         failed = {row - rows.start: said for row, said in window.failed.items() if rows.start <= row < rows.stop}
         return EmbeddedTexts(
             window.vectors[rows], counts, window.texts.cut[texts], window.sound[rows], (), failed, tokens, tokens

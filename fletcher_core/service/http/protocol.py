@@ -11,7 +11,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 _HEAD_BYTES = 64 * 1024
 _HEAD_SECONDS = 20.0
 _PIPELINED = 16  # requests on one connection that wait for the one before them
-_REST_SECONDS = 5.0  # for a body that nobody reads, after its request was answered
+_REST_SECONDS = 5.0  # for a body that nobody reads, and for an answer of which nothing is taken
+_GOODBYE_SECONDS = 1.0
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -19,35 +20,33 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._in_head = True
-        self._in_message = False
+        self._in_head = False  # between the first byte of a request and the end of its headers
+        self._in_message = False  # between its first byte and its last one
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        self._last_timer: asyncio.TimerHandle | None = None
         self._unsent = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._await_head()
+        self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end_head()
+        for timer in (self._head_timer, self._last_timer):
+            if timer is not None:
+                timer.cancel()
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        was_in_head = self._in_head
         super().data_received(data)
-        if not self._in_head:
-            if was_in_head or self._head_timer is not None:
-                self._end_head()
-        elif self._in_message:  # else it was the rest of a body
+        if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > _HEAD_BYTES:
                 self._refuse_head()
-            elif self._head_timer is None:
-                self._await_head()
+        self._watch_head()
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= _PIPELINED:
@@ -62,44 +61,58 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._in_message = False
-        self._in_head = True
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._in_message and self.timeout_keep_alive_task is not None:
-            self._end_head()
-            self._head_timer = self.loop.call_later(_REST_SECONDS, self._close_if_unread, self.cycle)
+        if self.transport.is_closing():
+            self._see_off()
+        elif self._in_message and not self.pipeline:
+            self._last_timer = self.loop.call_later(_REST_SECONDS, self._close_if_unread, self.cycle)
+
+    def shutdown(self) -> None:
+        """uvicorn's word for the service's end."""
+        super().shutdown()
+        if self.transport.is_closing():
+            self._see_off()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Nothing came for a while; an answer that is not even read holds its memory no longer."""
-        unsent = self.transport.get_write_buffer_size()
-        if unsent and unsent != self._unsent and not self.transport.is_closing():
-            self._unsent = unsent
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
-        elif unsent:
-            self.transport.abort()
-        else:
-            super().timeout_keep_alive_handler()
+        """Nothing came for a while."""
+        self._close()
 
-    def _await_head(self) -> None:
-        self._head_timer = self.loop.call_later(_HEAD_SECONDS, self._close)
-
-    def _end_head(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+    def _watch_head(self) -> None:
+        """A connection that has nothing to wait for but a head has so long for it; between two requests less holds."""
+        is_due = self._in_head or self.cycle is None or (self.cycle.response_complete and not self._in_message)
+        if not is_due or self.transport.is_closing():
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(_HEAD_SECONDS, self._close)
 
     def _close_if_unread(self, cycle: object) -> None:
         if self.cycle is cycle and self._in_message:
             self._close()
 
     def _close(self) -> None:
-        self._head_timer = None
         if not self.transport.is_closing():
             self.transport.close()
+            self._see_off()
+
+    def _see_off(self) -> None:
+        """A connection is closed once its client has read the answer, and over TLS has said goodbye: wait for neither
+        longer than it takes to see that it does not."""
+        if self._last_timer is not None:
+            self._last_timer.cancel()
+        self._unsent = self.transport.get_write_buffer_size()
+        self._last_timer = self.loop.call_later(_REST_SECONDS if self._unsent else _GOODBYE_SECONDS, self._abort)
+
+    def _abort(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        if unsent and unsent < self._unsent:
+            self._see_off()
+        else:
+            self.transport.abort()
 
     def _refuse_head(self) -> None:
         if self.transport.is_closing():

@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow.flight as flight
 import pytest
+from http_server import Serving, serving
 from local_batcher import LocalBatcher
 
 from fletcher_core import Embedder
@@ -45,3 +46,10 @@ def connect() -> Iterator[Callable[..., flight.FlightClient]]:
     yield new_client
     for client in clients:
         client.close()
+
+
+@pytest.fixture(scope="session")
+def http(minilm: Embedder) -> Iterator[Serving]:
+    """A service over HTTP without keys, which tests share."""
+    with serving(minilm, model_aliases=("text-embedding-3-small",)) as service:
+        yield service
