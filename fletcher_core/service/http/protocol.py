@@ -6,6 +6,7 @@ Without them a client that sends a header without end, or nothing more at all, k
 import asyncio
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _HEAD_BYTES = 64 * 1024
@@ -26,6 +27,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._last_timer: asyncio.TimerHandle | None = None
         self._unsent = 0
+        self._reads_on = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -41,20 +43,60 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+            self._see_off()
+            return
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > _HEAD_BYTES:
                 self._refuse_head()
         self._watch_head()
 
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._read_on(data[upgrade.args[0] :])
+
+    def _read_on(self, rest: bytes) -> None:
+        """After a request to speak another protocol from here on, as of Java's and curl's clients that would rather
+        speak HTTP/2: it may be ignored, but the parser reads nothing more, and has left the request's body out."""
+        self.parser = httptools.HttpRequestParser(self)
+        framing = [
+            b"%b: %b\r\n" % header for header in self.headers if header[0] in (b"content-length", b"transfer-encoding")
+        ]
+        if framing and self.scope["method"] != "CONNECT":
+            self._reads_on = True  # its head is known
+            self.cycle.more_body = True
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(framing))
+            self._reads_on = False
+        if rest:
+            self._feed(rest)
+
+    def on_url(self, url: bytes) -> None:
+        if not self._reads_on:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._reads_on:
+            super().on_header(name, value)
+
     def on_message_begin(self) -> None:
+        if self._reads_on:
+            self._in_message = True
+            return
         if len(self.pipeline) >= _PIPELINED:
             raise ValueError("too many requests wait on this connection")  # the parser makes a bad request of it
         self._in_head = self._in_message = True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        if self._reads_on:
+            return
         self._in_head = False
         self._head_bytes = 0
         super().on_headers_complete()

@@ -45,6 +45,7 @@ class Serving:
             log_config=None,
             server_header=False,
             limit_concurrency=settings.max_connections + 1,
+            timeout_keep_alive=75,
             timeout_graceful_shutdown=5,
         )
         self.server = uvicorn.Server(config)
@@ -122,15 +123,14 @@ class Gate:
     """Holds the batcher's engine up between `close` and `open`."""
 
     def __init__(self, embedder: Embedder) -> None:
-        self._embedder, self._turn = embedder, embedder.encoder
+        self._embedder = embedder
         self._open = threading.Event()
         self._open.set()
         self.waiting = threading.Event()
 
     def compute(self, batches: Any, *rest: Any) -> Any:
         """In the place of `Embedder.compute`."""
-        for result in self._compute(self._held(batches), *rest):
-            yield result
+        yield from self._compute(self._held(batches), *rest)
 
     def _held(self, batches: Any) -> Any:
         for batch in batches:

@@ -18,7 +18,7 @@ import pytest
 from http_server import ROOT, Process, answer_of, post, wait_for
 
 sys.path.insert(0, str(ROOT / "tests/core/longbow"))
-from certificates import Authority  # noqa: E402
+from certificates import Authority
 
 KEY = "a-key-that-nobody-may-see"
 
