@@ -49,7 +49,7 @@ _HITS = f'result="hit",{_SERIES}'
 _HIT_SHARE = (
     f"({_rate('fletcher_cache_requests_total', where=_HITS)} or vector(0)) / {_rate('fletcher_cache_requests_total')}"
 )
-_UP = {1: ("up", "green"), 0: ("DOWN", "red")}
+_READY = {1: ("ready", "green"), 0: ("NOT READY", "red")}
 _BREAKER = {0: ("closed", "green"), 1: ("half-open", "orange"), 2: ("open", "red")}
 
 Row = tuple[str, int, list[tuple[int, Json]]]  # title, height, and panels with their widths, of 24
@@ -79,10 +79,12 @@ def _overview() -> Row:
         ),
         stat(
             "Services",
-            "Whether Prometheus reaches every service; DOWN if it fails to reach one of them.",
-            Query(f"min(up{{{_SERIES}}})"),
+            "Whether every service is reached and its engine computes what it should, as found at each scrape.",
+            Query(
+                f"min(fletcher_ready{{{_SERIES}}} and on (job, instance) up{{{_SERIES}}} == 1 or up{{{_SERIES}}} == 0)"
+            ),
             "none",
-            **in_words(_UP),
+            **in_words(_READY),
         ),
         stat(
             "Failed requests",
@@ -242,8 +244,8 @@ def _device() -> Row:
                 12,
                 timeseries(
                     "Memory",
-                    "Of the device: in use (active), kept for reuse (cache), the most so far (peak); on a CPU the "
-                    "engine's process (resident).",
+                    "Of the device: in use (active), kept for reuse (cache), the most so far (peak) and ever (limit); "
+                    "on a CPU the engine's process (resident).",
                     [
                         Query(
                             f"max by (instance, kind) (fletcher_device_memory_bytes{{{_SERIES}}})",

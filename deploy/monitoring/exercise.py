@@ -11,7 +11,9 @@ from collections.abc import Callable
 from prometheus_client import start_http_server
 
 from fletcher_core import Embedder
+from fletcher_core.cache import VectorCache
 from fletcher_core.telemetry import metrics
+from fletcher_core.telemetry.layers import layer_names
 
 _PAUSE_SECONDS = 0.05
 _REASONS = ("overload", "deadline", "draining", "too_large", "unauthorized", "disconnected")
@@ -26,37 +28,55 @@ class Exercise:
         self._random = random.Random(seed)
         self._embedder = embedder
         self._steps = 0
+        self._breaker = {"longbow:3000": 0.0}
+        self._looked_up = {"hit": 0.0, "miss": 0.0}
+        metrics.BREAKER_STATE.ask(lambda: self._breaker)
+        if embedder is None:
+            metrics.CACHE_REQUESTS.ask(lambda: self._looked_up)
+        # Those of a GPU, wherever this runs.
+        memory = {"active": 2e9, "cache": 8e8, "peak": 3.6e9, "limit": 16e9}
+        metrics.DEVICE_MEMORY.ask(lambda: memory)
 
     def step(self) -> None:
         """One batch and all that may happen around it."""
         self._steps += 1
-        seconds, tokens = self._embed()
-        metrics.VECTORS.inc(8)
-        metrics.TOKENS.inc(tokens)
-        metrics.STAGE_SECONDS.labels("compute").observe(seconds)
-        metrics.DEVICE_BUSY.observe(self._random.betavariate(8, 2))
-        metrics.BATCH_TOKENS.observe(tokens * 1.1)
-        metrics.PADDING.observe(self._random.betavariate(1, 8))
+        began = time.perf_counter()
+        if self._embedder is not None:
+            self._embedder.embed(self._texts())
+        else:
+            self._count_a_batch()
+        seconds = time.perf_counter() - began
         metrics.QUEUE_TOKENS.set(self._random.randrange(4096))
+        metrics.READY.set(1)
         for stage in _STAGES:
             metrics.STAGE_SECONDS.labels(stage).observe(self._random.expovariate(200))
-        for layer in ("embedding", *(f"{number:02}" for number in range(6)), "pooling"):
-            metrics.LAYER_SECONDS.labels(layer).observe(seconds / 8 * self._random.uniform(0.8, 1.2))
-        for kind, share in (("active", 0.5), ("cache", 0.2), ("peak", 0.9), ("resident", 0.4)):
-            metrics.DEVICE_MEMORY.labels(kind).set(4e9 * share * self._random.uniform(0.95, 1.0))
         for route, status in (("/v1/embeddings", "200"), ("/embed", "200"), ("DoExchange", "OK"), ("/readyz", "200")):
             metrics.REQUEST_SECONDS.labels(route, status).observe(seconds + self._random.expovariate(100))
-        metrics.CACHE_REQUESTS.labels(self._random.choice(("hit", "miss", "miss"))).inc(8)
         metrics.LONGBOW_BYTES.labels("sent").inc(8 * 384 * 4)
         metrics.LONGBOW_BYTES.labels("received").inc(512)
         self._now_and_then()
 
-    def _embed(self) -> tuple[float, int]:
-        texts = [" ".join(self._random.choices(_WORDS, k=self._random.randint(4, 40))) for _ in range(8)]
-        began = time.perf_counter()
-        if self._embedder is not None:
-            self._embedder.embed(texts)
-        return max(time.perf_counter() - began, 1e-3), sum(len(text.split()) + 2 for text in texts)
+    def _texts(self) -> list[str]:
+        """Some of them again, for the cache to find."""
+        return [
+            " ".join(random.Random(self._random.randrange(5000)).choices(_WORDS, k=self._random.randint(4, 40)))
+            for _ in range(8)
+        ]
+
+    def _count_a_batch(self) -> None:
+        """What an embedder counts."""
+        tokens = self._random.randint(50, 300)
+        metrics.DEVICE_BUSY.began()
+        metrics.DEVICE_BUSY.ended()
+        metrics.VECTORS.inc(8)
+        metrics.TOKENS.inc(tokens)
+        metrics.STAGE_SECONDS.labels("compute").observe(0.01)
+        metrics.BATCH_TOKENS.observe(tokens * 1.1)
+        metrics.PADDING.observe(self._random.betavariate(1, 8))
+        for layer in layer_names(6):
+            metrics.LAYER_SECONDS.labels(layer).observe(0.001 * self._random.uniform(0.8, 1.2))
+        self._looked_up["hit"] += 2
+        self._looked_up["miss"] += 6
 
     def _now_and_then(self) -> None:
         """What goes wrong, one thing after the other."""
@@ -68,9 +88,13 @@ class Exercise:
             lambda: metrics.FAILOVERS.labels("mlx", "cpu", "lost").inc(),
             lambda: metrics.FAILOVERS.labels("cpu", "mlx", "recovered").inc(),
             lambda: metrics.PANICS.labels("engine").inc(),
-            lambda: metrics.BREAKER_STATE.labels("longbow:3000").set(self._random.choice((0, 1, 2))),
+            lambda: self._breaker.update({"longbow:3000": self._random.choice((0.0, 1.0, 2.0))}),
         ]
         events[self._steps % len(events)]()
+
+
+def _embedder() -> Embedder:
+    return Embedder.load(layer_sample=2, cache=VectorCache(2_000_000))
 
 
 def main() -> None:
@@ -80,7 +104,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--without-model", action="store_true", help="count without embedding anything")
     arguments = parser.parse_args()
-    exercise = Exercise(arguments.seed, None if arguments.without_model else Embedder.load())
+    exercise = Exercise(arguments.seed, None if arguments.without_model else _embedder())
     start_http_server(arguments.port, addr="127.0.0.1", registry=metrics.REGISTRY)
     while True:
         exercise.step()

@@ -60,6 +60,7 @@ class Readiness:
         self._timeout = timeout
         self._longbow = longbow
         self._reference = batcher.probe(_FIRST_SECONDS).result(_FIRST_SECONDS).vectors.copy()
+        READY.set(1)
         self._lock = threading.Lock()
         self._probe: Future[EmbeddedTexts] | None = None
         self._report: Report | None = None

@@ -84,6 +84,7 @@ class HttpService:
         self._late = 0.0
         self._looked_at = time.monotonic()
         # One thread: while a probe is out, others wait for what it finds.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series, and Prometheus needs none
         self._probing = ThreadPoolExecutor(1, thread_name_prefix="fletcher-readiness")
         openai = OpenAiApi(batcher, settings, int(self._started))
         tei = TeiApi(batcher, settings)
@@ -105,7 +106,7 @@ class HttpService:
         _get(api, "/healthz", self._healthz, Health, 503)
         _get(api, "/readyz", self._readyz, Report, 503)
         if settings.metrics:
-            api.add_api_route("/metrics", _metrics, methods=["GET"], response_class=PlainTextResponse)
+            api.add_api_route("/metrics", self._metrics, methods=["GET"], response_class=PlainTextResponse)
         self.app = Door(
             api,
             posts={"/v1/embeddings": embeddings, "/embed": embed},
@@ -149,13 +150,14 @@ class HttpService:
             report = await asyncio.get_running_loop().run_in_executor(self._probing, self._readiness.check)
         return json_response(report.as_dict(), 200 if report.ready else 503)
 
+    async def _metrics(self, request: Request) -> Response:
+        """For Prometheus; asks first whether the engine is well, which is one of them."""
+        body = await asyncio.get_running_loop().run_in_executor(self._probing, self._scraped)
+        return Response(body, media_type=CONTENT_TYPE_LATEST)
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter, which Prometheus does not need
-
-
-async def _metrics(request: Request) -> Response:
-    """For Prometheus."""
-    return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
+    def _scraped(self) -> bytes:
+        self._readiness.check()
+        return generate_latest(REGISTRY)
 
 
 def _answering(handler: Handler, as_error: Callable[[Problem], Response]) -> Handler:
