@@ -2,7 +2,7 @@
 #   make demo     the whole path on real text, in a few minutes        make ui      the Dagster UI on the demo's project
 #   make test     the whole suite                           make lint    format | typecheck | bench | audit | clean
 #   make chaos    kills, injected faults, a soak and fuzzing, over an hour; its figures go into docs/reliability.md
-#   make fuzz     damaged model folders, then damaged calls to the embedded server, SECONDS=60 of each
+#   make fuzz     damaged model folders, calls to the embedded server, and HTTP to the service, SECONDS=60 of each
 # Another interpreter: make setup PYTHON=python3.12
 
 PYTHON ?= python3
@@ -69,7 +69,7 @@ test: setup
 SECONDS ?= 60
 SEED ?= 1
 fuzz: setup
-	@status=0; for part in loader server; do $(BIN)/python -m chaos.fuzz_$$part --seconds $(SECONDS) --seed $(SEED) \
+	@status=0; for part in loader server http; do $(BIN)/python -m chaos.fuzz_$$part --seconds $(SECONDS) --seed $(SEED) \
 	  --replay tests/data/fuzz/$$part --save $(RESULTS)/fuzz/$$part || status=1; done; exit $$status
 
 # One part alone: make chaos-faults. Shorter: make chaos KILLS=50 SOAK_MINUTES=2 FUZZ_SECONDS=60. Seeds are printed.

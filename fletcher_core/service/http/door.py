@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from uuid import uuid4
 
 from opentelemetry.trace import SpanKind
 from starlette.requests import Request
@@ -127,4 +127,4 @@ class Door:
 
 def _request_id(headers: dict[bytes, bytes]) -> bytes:
     given = headers.get(_REQUEST_ID, b"")[:_MOST_LETTERS]
-    return given if given and all(0x21 <= letter <= 0x7E for letter in given) else uuid4().hex.encode()
+    return given if given and all(0x21 <= letter <= 0x7E for letter in given) else os.urandom(16).hex().encode()

@@ -4,7 +4,7 @@ Without them a client that sends a header without end, or nothing more at all, k
 """
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -14,6 +14,23 @@ _HEAD_SECONDS = 20.0
 _PIPELINED = 16  # requests on one connection that wait for the one before them
 _REST_SECONDS = 5.0  # for a body that nobody reads, and for an answer of which nothing is taken
 _GOODBYE_SECONDS = 1.0
+
+
+class _Forgiving:
+    """A transport; what is written to one that is closed goes nowhere.
+
+    Of a connection that its client reset, a task hears a moment later, and uvloop raises for what it writes in between.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -31,6 +48,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = cast(asyncio.Transport, _Forgiving(transport))
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
