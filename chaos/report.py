@@ -101,7 +101,7 @@ _PARTS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "kills": (_kills, ("kills",)),
     "faults": (_faults, ("faults",)),
     "soak": (_soak, ("soak",)),
-    "fuzz": (_fuzz, ("fuzz_loader", "fuzz_server")),
+    "fuzz": (_fuzz, ("fuzz_loader", "fuzz_server", "fuzz_http")),
 }
 
 if __name__ == "__main__":

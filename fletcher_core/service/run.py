@@ -159,8 +159,9 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(found[4][:2], family=found[0], backlog=2048)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another") from error
+    except (OSError, UnicodeError) as error:  # the latter of a name that can be none
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot listen on {host}:{port}: {why}; choose another") from error
 
 
 def _http_server(service: HttpService, settings: ServiceSettings, end: _End) -> _Server:

@@ -9,6 +9,8 @@ from fletcher_core.longbow.client import LongbowSettings
 from fletcher_core.longbow.secret import Secret
 from fletcher_core.service.flight_access import check_keys
 
+_DAY = 86_400  # seconds
+
 
 @dataclass(frozen=True)
 class BatcherSettings:
@@ -30,8 +32,8 @@ class BatcherSettings:
             raise ConfigError(f"window_seconds is {self.window_seconds}; it must be from 0 to 1")
         if self.max_queue_tokens < 1:
             raise ConfigError(f"max_queue_tokens is {self.max_queue_tokens}; it must be at least 1")
-        if not self.request_timeout > 0:
-            raise ConfigError(f"request_timeout is {self.request_timeout}; it must be above 0 seconds")
+        if not 0 < self.request_timeout <= _DAY:
+            raise ConfigError(f"request_timeout is {self.request_timeout}; it must be above 0 seconds, up to {_DAY}")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class ServiceSettings:
         tls_certificate, tls_key: PEM files; both or neither.
         batching: how requests are put together.
         max_body_bytes: of one HTTP request.
+        max_held_bytes: of all HTTP requests' bodies together, from their arrival to their answer.
         max_items: texts of one HTTP request.
         max_connections: of HTTP at a time; more are answered 503.
         max_flight_calls: of Flight at a time.
@@ -65,6 +68,7 @@ class ServiceSettings:
     tls_key: Path | None = None
     batching: BatcherSettings = field(default_factory=BatcherSettings)
     max_body_bytes: int = 32 * 2**20
+    max_held_bytes: int = 256 * 2**20
     max_items: int = 2048
     max_connections: int = 4096
     max_flight_calls: int = 64
@@ -82,6 +86,7 @@ class ServiceSettings:
             raise ConfigError(f"port {self.port} or flight_port {self.flight_port} is none: give 0 to 65535")
         for name, least in {
             "max_body_bytes": 1024,
+            "max_held_bytes": 1024,
             "max_items": 1,
             "max_connections": 1,
             "max_flight_calls": 1,
@@ -89,8 +94,8 @@ class ServiceSettings:
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         for name in ("body_timeout", "drain_timeout", "probe_timeout"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0 seconds")
+            if not 0 < getattr(self, name) <= _DAY:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0 seconds, up to {_DAY}")
 
     @property
     def hidden_keys(self) -> tuple[Secret, ...]:

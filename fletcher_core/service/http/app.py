@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from fletcher_core.service.batcher import Batcher
+from fletcher_core.service.http.call import BodyRoom
 from fletcher_core.service.http.door import Door, Handler
 from fletcher_core.service.http.errors import (
     OpenAiError,
@@ -86,8 +87,9 @@ class HttpService:
         # One thread: while a probe is out, others wait for what it finds.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series, and Prometheus needs none
         self._probing = ThreadPoolExecutor(1, thread_name_prefix="fletcher-readiness")
-        openai = OpenAiApi(batcher, settings, int(self._started))
-        tei = TeiApi(batcher, settings)
+        room = BodyRoom(settings.max_held_bytes)
+        openai = OpenAiApi(batcher, settings, room, int(self._started))
+        tei = TeiApi(batcher, settings, room)
         api = _Described(
             title="Fletcher",
             version=version("fletcher"),

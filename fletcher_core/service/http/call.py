@@ -3,9 +3,9 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -20,11 +20,45 @@ class Disconnected(Exception):
     """The client is gone: nobody needs an answer."""
 
 
-async def read_body(request: Request, most: int, seconds: float) -> bytes:
-    """The whole body.
+class BodyRoom:
+    """How many bytes of bodies the service holds at a time, from their arrival until they are answered.
+
+    The queue alone would not do: it counts tokens, of which a text that is cut has few, however long it is.
+
+    Args:
+        most: bytes of all bodies together; one that comes alone may be of any size.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.held = 0
+
+    @contextmanager
+    def share(self) -> Iterator[Callable[[int], None]]:
+        """What is to be called with the size of each piece of one body. It raises Problem when there is no room."""
+        own = 0
+
+        def take(size: int) -> None:
+            nonlocal own
+            if self.held > own and self.held + size > self._most:
+                REJECTED.labels("overload").inc()
+                said = f"the service holds {self.held} bytes of requests that wait: try again later"
+                headers = {"retry-after": "1", "connection": "close"}
+                raise Problem(429, said, "rate_limit_error", "overloaded", headers=headers)
+            own += size
+            self.held += size
+
+        try:
+            yield take
+        finally:
+            self.held -= own
+
+
+async def read_body(request: Request, take: Callable[[int], None], most: int, seconds: float) -> bytes:
+    """The whole body, of which each piece is told to `take`.
 
     Raises:
-        Problem: it is longer than `most` bytes, or did not arrive within `seconds`.
+        Problem: it is longer than `most` bytes, or did not arrive within `seconds`; or there is no room for it.
         Disconnected: the client went away before.
     """
     declared = request.headers.get("content-length", "")
@@ -38,6 +72,7 @@ async def read_body(request: Request, most: int, seconds: float) -> bytes:
                 size += len(piece)
                 if size > most:
                     raise _too_large(most)
+                take(len(piece))
                 pieces.append(piece)
     except TimeoutError:
         said = f"the request's body did not arrive within {seconds:g} s"

@@ -6,6 +6,7 @@ request can; a request of which no item can be is answered with the first one's 
 
 import base64
 import time
+from collections.abc import Callable
 from typing import Literal
 
 import orjson
@@ -18,7 +19,7 @@ from fletcher_core.embedder import Embedder
 from fletcher_core.errors import InputError
 from fletcher_core.service.batcher import Batcher
 from fletcher_core.service.http.body import parse
-from fletcher_core.service.http.call import allowed_seconds, read_body, vectors_of
+from fletcher_core.service.http.call import BodyRoom, allowed_seconds, read_body, vectors_of
 from fletcher_core.service.http.errors import OpenAiErrorObject, Problem, json_response
 from fletcher_core.service.items import ItemError, Items, shortened
 from fletcher_core.service.settings import ServiceSettings
@@ -91,9 +92,10 @@ class ModelList(pydantic.BaseModel):
 class OpenAiApi:
     """The two routes."""
 
-    def __init__(self, batcher: Batcher, settings: ServiceSettings, started: int) -> None:
+    def __init__(self, batcher: Batcher, settings: ServiceSettings, room: BodyRoom, started: int) -> None:
         self._batcher = batcher
         self._settings = settings
+        self._room = room
         self._names = {batcher.embedder.card.name, *settings.model_aliases}
         self._started = started
         self._model = orjson.dumps(batcher.embedder.card.name).decode()
@@ -104,10 +106,14 @@ class OpenAiApi:
         Raises:
             Problem: the request gets no vectors.
         """
+        with self._room.share() as take:
+            return await self._embeddings(request, take)
+
+    async def _embeddings(self, request: Request, take: Callable[[int], None]) -> Response:
         settings = self._settings
         arrived = time.monotonic()
         seconds = allowed_seconds(request, settings.batching.request_timeout)
-        body = await read_body(request, settings.max_body_bytes, settings.body_timeout)
+        body = await read_body(request, take, settings.max_body_bytes, settings.body_timeout)
         given, asked = parse(body, "input", EmbeddingsOptions)
         self._check_model(asked.model)
         embedder = self._batcher.embedder

@@ -6,6 +6,7 @@ refused, and the error names the first of them, and how many more there are.
 
 import os
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Literal
 
@@ -17,7 +18,7 @@ from starlette.responses import Response
 from fletcher_core.errors import InputError
 from fletcher_core.service.batcher import Batcher
 from fletcher_core.service.http.body import parse
-from fletcher_core.service.http.call import allowed_seconds, read_body, vectors_of
+from fletcher_core.service.http.call import BodyRoom, allowed_seconds, read_body, vectors_of
 from fletcher_core.service.http.errors import Problem, json_response
 from fletcher_core.service.http.openai import check_dimensions, item_problem
 from fletcher_core.service.items import Items, of_unit_length, shortened
@@ -93,9 +94,10 @@ class Info(pydantic.BaseModel):
 class TeiApi:
     """The two routes."""
 
-    def __init__(self, batcher: Batcher, settings: ServiceSettings) -> None:
+    def __init__(self, batcher: Batcher, settings: ServiceSettings, room: BodyRoom) -> None:
         self._batcher = batcher
         self._settings = settings
+        self._room = room
 
     async def embed(self, request: Request) -> Response:
         """See above.
@@ -103,10 +105,14 @@ class TeiApi:
         Raises:
             Problem: the request gets no vectors.
         """
+        with self._room.share() as take:
+            return await self._embed(request, take)
+
+    async def _embed(self, request: Request, take: Callable[[int], None]) -> Response:
         settings, embedder = self._settings, self._batcher.embedder
         arrived = time.monotonic()
         seconds = allowed_seconds(request, settings.batching.request_timeout)
-        body = await read_body(request, settings.max_body_bytes, settings.body_timeout)
+        body = await read_body(request, take, settings.max_body_bytes, settings.body_timeout)
         given, asked = parse(body, "inputs", EmbedOptions)
         if not given and isinstance(given, list):
             raise Problem(400, "inputs is an empty list: give at least one text", code="empty_input", param="inputs")

@@ -37,12 +37,12 @@ def serve() -> Iterator[Callable[..., Process]]:
 
 
 def connect(process: Process) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", process.port), 20)
+    return socket.create_connection(("127.0.0.1", process.port), 60)
 
 
 def slow_request() -> bytes:
-    """Half a second of work and more."""
-    return post({"input": [f"{number} " + "word " * 200 for number in range(150)], "encoding_format": "base64"})
+    """A moment of work."""
+    return post({"input": [f"{number} " + "word " * 200 for number in range(50)], "encoding_format": "base64"})
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -62,7 +62,7 @@ def test_the_first_signal_lets_requests_in_hand_end(serve: Callable[..., Process
         assert status == 200, body
         status, headers, body = answer_of(busy)
         assert (status, headers["connection"]) == (200, "close")
-        assert len(json.loads(body)["data"]) == 150
+        assert len(json.loads(body)["data"]) == 50
         assert service.end() == 0
     with socket.create_server(("127.0.0.1", service.port)):  # the port is free
         pass
@@ -127,6 +127,8 @@ def test_what_it_cannot_start_with_is_one_line(tmp_path: Path) -> None:
         port = str(taken.getsockname()[1])
         assert f"cannot listen on 127.0.0.1:{port}" in failure("--port", port)
     assert "tls_certificate or tls_key" in failure("--tls-cert", str(bad), "--tls-key", str(bad))
+    assert "cannot listen" in failure("--host", "a" * 70)
+    assert "drain_timeout" in failure("--drain-timeout", "inf")
     assert "belong together" in failure("--tls-cert", str(bad))
     assert "is empty" in failure("--api-key-file", str(empty))
     assert "cannot be read" in failure("--api-key-file", str(tmp_path / "none"))

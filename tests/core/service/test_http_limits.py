@@ -52,6 +52,22 @@ def test_bodies_that_are_too_large(narrow: Serving) -> None:
     assert ask(narrow, chunked(b'{"inp', b'ut": "a"}'))[0] == 200
 
 
+def test_bodies_of_many_together(minilm: Embedder) -> None:
+    """A body that is all there is may be of any size; beside others there must be room."""
+    with serving(minilm, max_held_bytes=3000) as service, service.connect() as slow:
+        assert ask(service, post({"input": "x" * 5000}))[0] == 200
+        slow.sendall(post({"input": "x" * 2500})[:-3])
+        wait_for(lambda: service.connections == 1)
+        for path, field in (("/v1/embeddings", "input"), ("/embed", "inputs")):
+            status, headers, body = ask(service, post({field: "x" * 1000}, path))
+            assert (status, headers["retry-after"]) == (429, "1")
+            assert "bytes of requests that wait" in json.dumps(error_of(body, path))
+        assert ask(service, post({"input": "x" * 100}))[0] == 200
+        slow.sendall(post({"input": "x" * 2500})[-3:])
+        assert answer_of(slow)[0] == 200
+        assert ask(service, post({"input": "x" * 1000}))[0] == 200
+
+
 def test_a_body_that_nobody_reads_ends_the_connection(narrow: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "_REST_SECONDS", 0.3)
     with narrow.connect() as connection:
