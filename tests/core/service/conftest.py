@@ -10,6 +10,7 @@ from local_batcher import LocalBatcher
 
 from fletcher_core import Embedder
 from fletcher_core.service.flight import FlightService, FlightSettings
+from fletcher_core.service.settings import BatcherSettings
 
 
 @pytest.fixture
@@ -51,5 +52,7 @@ def connect() -> Iterator[Callable[..., flight.FlightClient]]:
 @pytest.fixture(scope="session")
 def http(minilm: Embedder) -> Iterator[Serving]:
     """A service over HTTP without keys, which tests share."""
-    with serving(minilm, model_aliases=("text-embedding-3-small",)) as service:
+    # A busy machine is slow, which no request here should be turned away for.
+    batching = BatcherSettings(request_timeout=600.0)
+    with serving(minilm, model_aliases=("text-embedding-3-small",), batching=batching) as service:
         yield service

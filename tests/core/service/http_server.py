@@ -57,7 +57,7 @@ class Serving:
     def connections(self) -> int:
         return len(self.server.server_state.connections)
 
-    def connect(self, timeout: float = 20.0) -> socket.socket:
+    def connect(self, timeout: float = 60.0) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout)
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ def ask(service: Serving, request: bytes) -> tuple[int, dict[str, str], bytes]:
         return answer_of(connection)
 
 
-def wait_for(holds: Any, seconds: float = 15.0) -> None:
+def wait_for(holds: Any, seconds: float = 60.0) -> None:
     """Until `holds()`; fails when it does not in time."""
     end = time.monotonic() + seconds
     while not holds():
