@@ -12,6 +12,8 @@ from fletcher_core.interrupts import EXIT_STATUS, orderly_then_at_once
 
 TRACEBACK = "FLETCHER_TRACEBACK"
 """Environment variable: set, what nobody expected is raised with its traceback."""
+LOG = "FLETCHER_LOG"
+"""Environment variable: auto, pretty or json shows the log on standard error."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: list[str], as_json: bool) -> int:
     from fletcher_core.commands.app import UsageError, app
 
+    _start_telemetry()
     try:
         status = app(given, standalone_mode=False, prog_name="fletcher") or 0
     except UsageError as error:
@@ -59,6 +62,18 @@ def _run(given: list[str], as_json: bool) -> int:
         raise KeyboardInterrupt
     sys.stdout.flush()
     return int(status)
+
+
+def _start_telemetry() -> None:
+    """Log and traces of the command, where the environment asks for them: without it, neither is even imported."""
+    if log_format := os.environ.get(LOG):
+        from fletcher_core.telemetry.logs import start_logging
+
+        start_logging(log_format)  # type: ignore[arg-type]  # it says what it takes
+    if any(name.startswith("OTEL_") for name in os.environ):
+        from fletcher_core.telemetry.tracing import start_tracing
+
+        start_tracing()
 
 
 def _tell(kind: str, message: str, as_json: bool) -> None:

@@ -170,7 +170,6 @@ def _http_server(service: HttpService, settings: ServiceSettings, end: _End) -> 
             service.app,
             http=BoundedProtocol,
             ws="none",
-            proxy_headers=False,
             access_log=False,
             log_config=None,
             server_header=False,
