@@ -47,7 +47,7 @@ class ServiceSettings:
         model_aliases: further names that requests may call the model by.
         tls_certificate, tls_key: PEM files; both or neither.
         batching: how requests are put together.
-        max_body_bytes: of one HTTP request.
+        max_body_bytes: of one HTTP request: no other is answered while its JSON is read, a second for 8 MiB at worst.
         max_held_bytes: of all HTTP requests' bodies together, from their arrival to their answer.
         max_items: texts of one HTTP request.
         max_connections: of HTTP at a time; more are answered 503.
@@ -67,7 +67,7 @@ class ServiceSettings:
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     batching: BatcherSettings = field(default_factory=BatcherSettings)
-    max_body_bytes: int = 32 * 2**20
+    max_body_bytes: int = 8 * 2**20
     max_held_bytes: int = 256 * 2**20
     max_items: int = 2048
     max_connections: int = 4096

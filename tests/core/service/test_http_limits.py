@@ -243,7 +243,7 @@ def test_of_two_equal_keys_the_last_counts_and_others_are_ignored(http: Serving,
 
 def test_millions_of_wrong_items_are_refused_soon(http: Serving) -> None:
     """And with one complaint, not with millions."""
-    for items in (b"null," * 3_000_000, b"[null]," * 1_000_000, b"1," * 5_000_000, b'"",' * 3_000_000):
+    for items in (b"null," * 1_600_000, b"[null]," * 1_000_000, b"1," * 4_000_000, b'"",' * 1_600_000):
         began = time.monotonic()
         status, _, body = ask(http, post(b'{"input": [%b 0]}' % items))
         assert status == 400
