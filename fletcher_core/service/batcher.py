@@ -48,8 +48,11 @@ _WINDOW_SECONDS = 0.1
 # English text in WordPiece has 4 to 5 bytes a token; what is admitted is estimated, what is computed is counted.
 _BYTES_PER_TOKEN = 4
 _SPECIAL_TOKENS = 2
-# How much of a new measurement goes into the rate.
+# How much of a new measurement goes into the rate; how much slower than before it may say the engine is, as a stall is
+# no rate; and how many there must be before requests are turned away by it.
 _RATE_SHARE = 0.05
+_SLOWEST = 3.0
+_FIRST_MEASUREMENTS = 8
 # Of the time that a request has, what the queue ahead of it may take: estimates are that good.
 _PATIENCE = 0.5
 
@@ -81,14 +84,18 @@ class _Rate:
 
     def __init__(self) -> None:
         self._tokens = self._seconds = 0.0
+        self._measurements = 0
 
     @property
     def per_second(self) -> float:
-        return self._tokens / self._seconds if self._seconds else 0.0
+        """0 while it is not known."""
+        return self._tokens / self._seconds if self._measurements >= _FIRST_MEASUREMENTS else 0.0
 
     def add(self, tokens: int, seconds: float) -> None:
-        if not self._seconds:
+        self._measurements += 1
+        if self._measurements == 1:
             self._tokens, self._seconds = float(tokens), seconds
+        seconds = min(seconds, _SLOWEST * tokens * self._seconds / self._tokens)
         self._tokens += _RATE_SHARE * (tokens - self._tokens)
         self._seconds += _RATE_SHARE * (seconds - self._seconds)
 
@@ -258,8 +265,10 @@ class Batcher:
             raise Overloaded("the service is ending: ask another one", 1.0)
         ahead = self._queued * self._tokens_per_estimated + self._flying
         wait = ahead / self.rate if self.rate else 0.0
-        if self._queue:  # how long the first one has waited says more than any estimate
-            wait = max(wait, request.arrived - self._queue[0].arrived)
+        # How long the first one has waited says more than any estimate.
+        first = next((waiting for waiting in self._queue if not waiting.future.done()), None)
+        if first is not None:
+            wait = max(wait, request.arrived - first.arrived)
         # An idle service takes any request: it would never have more room.
         if ahead and (self._queued + request.size > self.settings.max_queue_tokens or wait > _PATIENCE * seconds):
             REJECTED.labels("overload").inc()

@@ -7,7 +7,7 @@ from pathlib import Path
 from fletcher_core.errors import ConfigError
 from fletcher_core.longbow.client import LongbowSettings
 from fletcher_core.longbow.secret import Secret
-from fletcher_core.service.flight_access import check_keys
+from fletcher_core.service.flight_access import check_exposure, check_keys
 
 _DAY = 86_400  # seconds
 
@@ -82,6 +82,7 @@ class ServiceSettings:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ConfigError("tls_certificate and tls_key belong together: set both, or neither")
         object.__setattr__(self, "api_keys", check_keys(self.api_keys))
+        check_exposure(self.host, self.hidden_keys, None)
         if self.port not in range(65536) or self.flight_port not in (None, *range(65536)):
             raise ConfigError(f"port {self.port} or flight_port {self.flight_port} is none: give 0 to 65535")
         for name, least in {
