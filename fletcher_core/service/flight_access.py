@@ -88,6 +88,6 @@ def check_exposure(host: str, keys: Sequence[Secret], tls: ServerTls | None) -> 
     """Raises ConfigError for a service that other machines can reach and that asks nobody who they are."""
     if not is_loopback_host(host) and not keys and (tls is None or tls.client_ca is None):
         raise ConfigError(
-            f"host {host}: everybody on the network could use the service; set an API key (FLETCHER_API_KEY or a file of "
-            "keys), or listen on 127.0.0.1"
+            f"host {host}: everybody on the network could use the service; set an API key (FLETCHER_API_KEY, or in a "
+            "file), or listen on 127.0.0.1"
         )

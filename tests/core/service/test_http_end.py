@@ -122,14 +122,17 @@ def failure(*arguments: str, **environment: str) -> str:
 def test_what_it_cannot_start_with_is_one_line(tmp_path: Path) -> None:
     bad = tmp_path / "bad.pem"
     bad.write_text("no certificate")
-    empty = tmp_path / "key"
+    empty = tmp_path / "empty"
     empty.write_text("\n")
+    key = tmp_path / "key"
+    key.write_text(KEY)
     with socket.create_server(("127.0.0.1", 0)) as taken, ThreadPoolExecutor(4) as pool:
         port = str(taken.getsockname()[1])
         cases = {
             f"cannot listen on 127.0.0.1:{port}": ("--port", port),
             "tls_certificate or tls_key": ("--tls-cert", str(bad), "--tls-key", str(bad)),
-            "cannot listen on aaa": ("--host", "a" * 70),
+            "cannot listen on 256.0.0.1": ("--host", "256.0.0.1", "--api-key-file", str(key)),
+            "everybody on the network": ("--host", "0.0.0.0"),
             "drain_timeout": ("--drain-timeout", "inf"),
             "is empty": ("--api-key-file", str(empty)),
         }
