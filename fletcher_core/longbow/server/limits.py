@@ -48,7 +48,7 @@ class Limits:
         """The JSON value in a body of at most `most` bytes. Raises ArrowInvalid for none, too long or too deep."""
         if len(body) > most:
             refuse(f"{what} has {len(body)} bytes", most)
-        if (depth := _depth(body)) > self.json_depth and (depth := _depth(_STRING.sub(b'""', body))) > self.json_depth:
+        if (depth := _depth(_STRING.sub(b'""', body))) > self.json_depth:
             refuse(f"{what} is JSON nested {depth} deep", self.json_depth)
         try:
             return json.loads(body, parse_constant=_reject)
@@ -117,7 +117,7 @@ def refuse(what: str, limit: int) -> NoReturn:
 
 
 def _depth(body: bytes) -> int:
-    """How deep brackets are nested, those inside of strings counted too."""
+    """How deep brackets are nested in JSON without brackets inside of strings, which may open and close what is none."""
     codes = np.frombuffer(body, np.uint8)
     steps = np.zeros(len(codes), np.int8)
     steps[(codes == ord("[")) | (codes == ord("{"))] = 1

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fletcher_core.errors import LongbowRejected, LongbowUnavailable
@@ -227,6 +227,8 @@ def depth(value: object) -> int:
 
 
 @settings(max_examples=300)
+@example([{"}": []}], 2, False)  # what closes nothing
+@example(["[[["], 1, False)
 @given(JSON, st.integers(0, 5), st.booleans())
 def test_json_is_taken_exactly_when_it_is_no_deeper_than_the_limit(value: object, limit: int, ascii_only: bool) -> None:
     limits, body = Limits(json_depth=limit), json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
