@@ -117,7 +117,7 @@ def refuse(what: str, limit: int) -> NoReturn:
 
 
 def _depth(body: bytes) -> int:
-    """How deep brackets are nested in JSON without brackets inside of strings, which may open and close what is none."""
+    """How deep brackets are nested in JSON whose strings hold none: these would open and close nothing."""
     codes = np.frombuffer(body, np.uint8)
     steps = np.zeros(len(codes), np.int8)
     steps[(codes == ord("[")) | (codes == ord("{"))] = 1
