@@ -17,7 +17,8 @@ from fletcher_core.tokens import TokenBatch, cumulative
 
 @dataclass(frozen=True)
 class ItemError:
-    """Why an item has no vector: `code` is invalid_text, invalid_tokens, too_long, engine_failed or invalid_vector."""
+    """Why an item has no vector: `code` is empty_text, invalid_text, invalid_tokens, too_long, engine_failed or
+    invalid_vector."""
 
     message: str
     code: str
@@ -44,7 +45,7 @@ class Items:
             InputError: there is nothing, or more than `most`.
         """
         if isinstance(given, str):
-            return cls([given])
+            given = [given]
         if not given:
             raise InputError("the input is an empty list: give at least one text")
         texts: list[str] = [item for item in given if isinstance(item, str)]
@@ -53,7 +54,7 @@ class Items:
         count = len(texts) or len(sequences)
         if count > most:
             raise InputError(f"the input has {count} items; this service takes up to {most} in one request")
-        return cls(texts) if texts else cls._of_tokens(sequences, embedder)
+        return cls(texts, bad=_without_words(texts)) if texts else cls._of_tokens(sequences, embedder)
 
     @classmethod
     def _of_tokens(cls, sequences: Sequence[list[int]], embedder: Embedder) -> "Items":
@@ -102,6 +103,12 @@ class Items:
                 said = f"has {result.token_counts[row]} tokens and the limit is {limit}: shorten it"
                 errors[row] = ItemError(said, "too_long")
         return dict(sorted((errors | self.bad).items()))
+
+
+def _without_words(texts: list[str]) -> dict[int, ItemError]:
+    """A vector of nothing is near to anything short; tables' empty texts have none either."""
+    said = ItemError("has no visible character", "empty_text")
+    return {at: said for at, text in enumerate(texts) if not text or text.isspace()}
 
 
 def shortened(vectors: Vectors, dimension: int | None, normalize: bool) -> Vectors:

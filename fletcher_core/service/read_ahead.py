@@ -25,6 +25,7 @@ from fletcher_core.errors import DeadlineExceeded, FletcherError, InputError, Ov
 from fletcher_core.service.batcher import Batcher, Kind
 from fletcher_core.service.text_batch import TextRequest, checked_texts
 from fletcher_core.service.vector_column import VectorColumn, VectorColumnBuilder
+from fletcher_core.telemetry.context import in_this_context
 from fletcher_core.telemetry.metrics import REJECTED
 from fletcher_core.text_window import EmbeddedTexts
 
@@ -106,7 +107,7 @@ class ReadAhead:
         self._bytes = _Room(limits.ahead_bytes, self._ended)
         self._failure: FletcherError | None = None
         self._dimension = request.dimension or batcher.embedder.dimension
-        self._thread = threading.Thread(target=self._read, name="fletcher-flight-read", daemon=True)
+        self._thread = threading.Thread(target=in_this_context(self._read), name="fletcher-flight-read", daemon=True)
 
     def __enter__(self) -> "ReadAhead":
         self._thread.start()

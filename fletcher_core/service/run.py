@@ -95,6 +95,7 @@ def serve(
 
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(run())
+    _LOG.info("ended")
 
 
 class _End:
@@ -109,8 +110,10 @@ class _End:
         """In order; told again, at once."""
         if self._told_at is not None:
             self.at_once = True
+            _LOG.warning("told to end once more: ending at once")
         else:
             self._told_at = time.monotonic()
+            _LOG.info("told to end: what was begun has %g s to be answered", self._seconds)
 
     @property
     def seconds_left(self) -> float:

@@ -137,6 +137,7 @@ def start_tracing(service_name: str = "fletcher") -> Callable[[], None]:
     if not exporters:
         return _nothing
     _check_protocol()
+    _check_endpoint()
     _check_sampler()
     try:
         from fletcher_core.telemetry.trace_export import start_export
@@ -184,6 +185,12 @@ def _check_protocol() -> None:
     name, value = _variable(*_PROTOCOLS)
     if name and value != "http/protobuf":
         raise ConfigError(f"{name} is {value!r}: Fletcher speaks http/protobuf, which collectors take at port 4318")
+
+
+def _check_endpoint() -> None:
+    name, value = _variable(*_ENDPOINTS)
+    if name and not value.lower().startswith(("http://", "https://")):
+        raise ConfigError(f"{name} is {value!r}: it is a URL, such as http://localhost:4318")
 
 
 def _check_sampler() -> None:

@@ -1,6 +1,7 @@
 """The ASGI application: which path is whose, and how it stands with the service."""
 
 import asyncio
+import html
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +11,12 @@ from typing import Any, cast
 
 import pydantic
 from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
 from prometheus_client import disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from fletcher_core.service.batcher import Batcher
 from fletcher_core.service.http.call import BodyRoom
@@ -37,7 +39,7 @@ from fletcher_core.telemetry.metrics import REGISTRY
 _LOOP_PAUSE = 0.25  # seconds between two looks at how late the event loop is
 _TOO_LATE = 1.0
 _FRESH = 2.0
-_UNLOCKED = frozenset({"/healthz", "/readyz", "/metrics", "/docs", "/docs/oauth2-redirect", "/openapi.json"})
+_UNLOCKED = frozenset({"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"})
 _PATHS = frozenset({"/v1/embeddings", "/v1/models", "/embed", "/info"})
 _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "A key of this service."},
@@ -94,6 +96,7 @@ class HttpService:
             title="Fletcher",
             version=version("fletcher"),
             description=f"Vectors of {batcher.embedder.dimension} elements by {batcher.embedder.card.name}.",
+            docs_url=None,
             redoc_url=None,
             redirect_slashes=False,
             lifespan=self._lifespan,
@@ -107,6 +110,7 @@ class HttpService:
         _get(api, "/info", _answering(tei.info, tei_error), Info)
         _get(api, "/healthz", self._healthz, Health, 503)
         _get(api, "/readyz", self._readyz, Report, 503)
+        api.add_api_route("/docs", _docs, methods=["GET"], include_in_schema=False)
         if settings.metrics:
             api.add_api_route("/metrics", self._metrics, methods=["GET"], response_class=PlainTextResponse)
         self.app = Door(
@@ -169,8 +173,23 @@ def _answering(handler: Handler, as_error: Callable[[Problem], Response]) -> Han
         except Problem as problem:
             return as_error(problem)
 
-    answer.__doc__ = handler.__doc__
+    answer.__doc__ = (handler.__doc__ or "").split("\n\n", maxsplit=1)[0]
+    answer.__name__ = handler.__name__  # what the description calls it
     return answer
+
+
+async def _docs(request: Request) -> Response:
+    """Swagger's page, whose script comes from the web; where that cannot be had, what the page holds is this."""
+    page = get_swagger_ui_html(openapi_url="/openapi.json", title="Fletcher", swagger_favicon_url="data:,")
+    schema = request.app.openapi()
+    routes = "".join(
+        f"<li><code>{method.upper()} {path}</code> {html.escape(operation.get('description', ''))}</li>"
+        for path, operations in schema["paths"].items()
+        for method, operation in operations.items()
+    )
+    plain = f'<h1>Fletcher</h1><ul>{routes}</ul><p>In full: <a href="/openapi.json">openapi.json</a></p>'
+    place = b'<div id="swagger-ui">'
+    return HTMLResponse(bytes(page.body).replace(place, place + plain.encode()))
 
 
 class _Described(FastAPI):

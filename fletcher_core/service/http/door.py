@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -65,6 +66,7 @@ class Door:
         self._keys = [key.reveal() for key in keys]
         self._routes = routes
         self._unlocked = unlocked
+        self._failures = _Failures()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -83,40 +85,62 @@ class Door:
                 message["headers"] = [*message.get("headers", ()), (_REQUEST_ID, request_id)]
             await send(message)
 
+        route = path if path in self._routes else "other"
+        if path in self._unlocked:  # probes come every few seconds: a trace and a line of each would bury the others'
+            await self._answer(scope, receive, sending, path, headers)
+            REQUEST_SECONDS.labels(route, str(status)).observe(time.perf_counter() - began)
+            return
         caller = context_from(
             {name.decode("latin-1"): headers[name].decode("latin-1") for name in _TRACE if name in headers}
         )
         attributes = {"http.request.method": scope["method"], "url.path": path, "http.request_id": request_id.decode()}
+        name = f"{scope['method']} {route}"
         with (
             log_ids(request_id=request_id.decode()),
-            TRACER.start_as_current_span("request", caller, SpanKind.SERVER, attributes) as span,
+            TRACER.start_as_current_span(name, caller, SpanKind.SERVER, attributes) as span,
         ):
-            try:
-                if self._keys and path not in self._unlocked and not self._opens(headers):
-                    REJECTED.labels("unauthorized").inc()
-                    await error_in_words_of(path, _NO_ENTRY)(scope, receive, sending)
-                elif scope["method"] == "POST" and (answer := self._posts.get(path)) is not None:
-                    await (await answer(Request(scope, receive)))(scope, receive, sending)
-                else:
-                    await self._app(scope, receive, sending)
-            except Disconnected:
-                status = _CLIENT_GONE
-            except asyncio.CancelledError:  # at the end, when the time for what was begun is up
-                REJECTED.labels("draining").inc()
-                if not status:
-                    await error_in_words_of(path, _ENDING)(scope, receive, sending)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
-                PANICS.labels("http").inc()
-                _LOG.exception("a request failed by an error that nobody planned for")
-                if not status:
-                    problem = Problem(500, f"an error that nobody planned for: {type(error).__name__}", "server_error")
-                    await error_in_words_of(path, problem)(scope, receive, sending)
-            finally:
-                span.set_attribute("http.response.status_code", status)
-                route = path if path in self._routes else "other"
-                REQUEST_SECONDS.labels(route, str(status)).observe(time.perf_counter() - began)
+            gone = await self._answer(scope, receive, sending, path, headers)
+            status = _CLIENT_GONE if gone else status
+            seconds = time.perf_counter() - began
+            span.set_attribute("http.response.status_code", status)
+            REQUEST_SECONDS.labels(route, str(status)).observe(seconds)
+            if status >= 400:
+                self._failures.tell(name, status, seconds)
 
-    def _opens(self, headers: dict[bytes, bytes]) -> bool:
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, path: str, headers: Mapping[bytes, bytes]
+    ) -> bool:
+        """Whatever happens, the client gets an answer; whether it has gone before."""
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            if self._keys and path not in self._unlocked and not self._opens(headers):
+                REJECTED.labels("unauthorized").inc()
+                await error_in_words_of(path, _NO_ENTRY)(scope, receive, sending)
+            elif scope["method"] == "POST" and (answer := self._posts.get(path)) is not None:
+                await (await answer(Request(scope, receive)))(scope, receive, sending)
+            else:
+                await self._app(scope, receive, sending)
+        except Disconnected:
+            return True
+        except asyncio.CancelledError:  # at the end, when the time for what was begun is up
+            REJECTED.labels("draining").inc()
+            if not begun:
+                await error_in_words_of(path, _ENDING)(scope, receive, sending)
+        except Exception as error:  # noqa: BLE001 - see above
+            PANICS.labels("http").inc()
+            _LOG.exception("a request failed by an error that nobody planned for")
+            if not begun:
+                problem = Problem(500, f"an error that nobody planned for: {type(error).__name__}", "server_error")
+                await error_in_words_of(path, problem)(scope, receive, sending)
+        return False
+
+    def _opens(self, headers: Mapping[bytes, bytes]) -> bool:
         """Whether the request carries a key that is known; it takes as long whichever it is."""
         scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
         given = bearer.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
@@ -125,6 +149,26 @@ class Door:
         return any(matches)
 
 
-def _request_id(headers: dict[bytes, bytes]) -> bytes:
+class _Failures:
+    """A line of the log for a failed request; of many of one kind, one a second that counts the others."""
+
+    def __init__(self) -> None:
+        self._told: dict[tuple[str, int], tuple[float, int]] = {}  # when, and how many since
+
+    def tell(self, name: str, status: int, seconds: float) -> None:
+        """By its route and status. Called on the event loop alone."""
+        now = time.monotonic()
+        told, untold = self._told.get((name, status), (-math.inf, 0))
+        if now - told < 1.0:
+            self._told[name, status] = (told, untold + 1)
+            return
+        self._told[name, status] = (now, 0)
+        level = logging.WARNING if status >= 500 else logging.INFO
+        more = f", and {untold} more like it since the last line" if untold else ""
+        figures = {"status": status, "seconds": round(seconds, 4)}
+        _LOG.log(level, "%s answered %d after %.3f s%s", name, status, seconds, more, extra=figures)
+
+
+def _request_id(headers: Mapping[bytes, bytes]) -> bytes:
     given = headers.get(_REQUEST_ID, b"")[:_MOST_LETTERS]
     return given if given and all(0x21 <= letter <= 0x7E for letter in given) else os.urandom(16).hex().encode()

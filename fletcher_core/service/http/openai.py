@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 import orjson
 import pydantic
+from opentelemetry import trace
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,6 +25,7 @@ from fletcher_core.service.http.call import BodyRoom, allowed_seconds, read_body
 from fletcher_core.service.http.errors import OpenAiErrorObject, Problem, json_response
 from fletcher_core.service.items import ItemError, Items, shortened
 from fletcher_core.service.settings import ServiceSettings
+from fletcher_core.text_window import EmbeddedTexts
 
 
 class EmbeddingsOptions(pydantic.BaseModel):
@@ -101,7 +104,7 @@ class OpenAiApi:
         self._model = orjson.dumps(batcher.embedder.card.name).decode()
 
     async def embeddings(self, request: Request) -> Response:
-        """See above.
+        """Vectors of texts or token ids, as OpenAI's API gives them.
 
         Raises:
             Problem: the request gets no vectors.
@@ -127,7 +130,8 @@ class OpenAiApi:
         if len(errors) == len(items):
             raise item_problem(errors[0], "input", 0)
         vectors = shortened(result.vectors, asked.dimensions, embedder.normalize)
-        answer = self._answer(vectors, asked.encoding_format, errors, result.computed_tokens)
+        answer = self._answer(vectors, asked.encoding_format, errors, result)
+        describe_request(len(items), result, embedder)
         return Response(answer, media_type="application/json")
 
     async def models(self, _: Request) -> Response:
@@ -145,8 +149,9 @@ class OpenAiApi:
                 param="model",
             )
 
-    def _answer(self, vectors: Vectors, encoding: str, errors: dict[int, ItemError], tokens: int) -> bytes:
+    def _answer(self, vectors: Vectors, encoding: str, errors: dict[int, ItemError], result: EmbeddedTexts) -> bytes:
         parts: list[bytes] = []
+        cut = result.cut if self._batcher.embedder.encoder.long_text == "truncate" else np.zeros(len(vectors), bool)
         for index, row in enumerate(vectors):
             if index in errors:
                 error = orjson.dumps(item_problem(errors[index], "input", index).as_openai())
@@ -156,9 +161,23 @@ class OpenAiApi:
                 vector = b'"%b"' % base64.b64encode(row.astype("<f4", copy=False).tobytes())
             else:
                 vector = orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)
-            parts.append(b'{"object":"embedding","index":%d,"embedding":%b}' % (index, vector))
+            mark = b',"truncated":true' if cut[index] else b""
+            parts.append(b'{"object":"embedding","index":%d,"embedding":%b%b}' % (index, vector, mark))
+        tokens = result.computed_tokens
         end = f'],"model":{self._model},"usage":{{"prompt_tokens":{tokens},"total_tokens":{tokens}}}}}'
         return b'{"object":"list","data":[%b%b' % (b",".join(parts), end.encode())
+
+
+def describe_request(texts: int, result: EmbeddedTexts, embedder: Embedder) -> None:
+    """What was asked for, in the span of the request."""
+    span = trace.get_current_span()
+    if span.is_recording():
+        said = {
+            "fletcher.texts": texts,
+            "fletcher.tokens": result.computed_tokens,
+            "fletcher.model": embedder.card.name,
+        }
+        span.set_attributes({**said, "fletcher.truncated": int(result.cut.sum())})
 
 
 def check_dimensions(dimensions: int | None, embedder: Embedder) -> None:

@@ -20,7 +20,7 @@ from fletcher_core.service.batcher import Batcher
 from fletcher_core.service.http.body import parse
 from fletcher_core.service.http.call import BodyRoom, allowed_seconds, read_body, vectors_of
 from fletcher_core.service.http.errors import Problem, json_response
-from fletcher_core.service.http.openai import check_dimensions, item_problem
+from fletcher_core.service.http.openai import check_dimensions, describe_request, item_problem
 from fletcher_core.service.items import Items, of_unit_length, shortened
 from fletcher_core.service.settings import ServiceSettings
 
@@ -100,7 +100,7 @@ class TeiApi:
         self._room = room
 
     async def embed(self, request: Request) -> Response:
-        """See above.
+        """Vectors of texts or token ids, as text-embeddings-inference gives them.
 
         Raises:
             Problem: the request gets no vectors.
@@ -123,6 +123,7 @@ class TeiApi:
         self._check(asked)
         kind: Literal["queries", "documents"] = "queries" if asked.prompt_name in _QUERIES else "documents"
         result = await vectors_of(request, lambda left: items.submit(self._batcher, left, kind), seconds, arrived)
+        describe_request(len(items), result, embedder)
         refuse_cut = not asked.truncate and embedder.encoder.long_text == "truncate"
         if errors := items.errors(result, embedder, refuse_cut=refuse_cut):
             said = [item_problem(error, "inputs", at) for at, error in errors.items()]
