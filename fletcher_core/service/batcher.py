@@ -34,7 +34,7 @@ from fletcher_core.telemetry.stages import observed, unwatched
 from fletcher_core.telemetry.tracing import batch_span, finished_span
 from fletcher_core.text_window import EmbeddedTexts, finish_texts
 from fletcher_core.tokenizers import EncodedTexts
-from fletcher_core.tokenizers.request import Column
+from fletcher_core.tokenizers.request import Column, as_column
 from fletcher_core.tokens import Int64, TokenBatch
 
 _LOG = logging.getLogger(__name__)
@@ -53,6 +53,8 @@ _SPECIAL_TOKENS = 2
 _RATE_SHARE = 0.05
 _SLOWEST = 3.0
 _FIRST_MEASUREMENTS = 8
+# Seconds after which it is looked whether small batches were quicker than the rate.
+_LONGEST_MEASURED = 1.0
 # Of the time that a request has, what the queue ahead of it may take: estimates are that good.
 _PATIENCE = 0.5
 
@@ -98,6 +100,17 @@ class _Rate:
         seconds = min(seconds, _SLOWEST * tokens * self._seconds / self._tokens)
         self._tokens += _RATE_SHARE * (tokens - self._tokens)
         self._seconds += _RATE_SHARE * (seconds - self._seconds)
+
+
+@dataclass
+class _Since:
+    """Tokens that came back since `began`, of `time.perf_counter`, and were no measurement."""
+
+    began: float
+    tokens: int = 0
+
+    def begin(self) -> None:
+        self.began, self.tokens = time.perf_counter(), 0
 
 
 @dataclass(frozen=True)
@@ -157,7 +170,7 @@ class Batcher:
     """See above. One thread feeds the engine; `submit` may be called from any thread.
 
     Args:
-        embedder: what computes; nobody else need leave it alone, but they would take turns.
+        embedder: what computes. Others may use it too, but their turn comes when nothing waits here.
         settings: how requests are put together.
     """
 
@@ -206,6 +219,7 @@ class Batcher:
             the engine is broken. Cancelling it drops what the engine has not begun.
 
         Raises:
+            InputError: an item is no str.
             Overloaded: the queue is full, longer than the time allows, or the service is ending.
         """
         seconds = self.settings.request_timeout if seconds is None else seconds
@@ -237,12 +251,16 @@ class Batcher:
         self._thread.join(seconds)
         with self._lock:
             waiting, self._queue, self._queued = list(self._queue), deque(), 0
+        if self._thread.is_alive():  # the engine hangs, or needs longer than there is
+            waiting += [part.request for window in list(self._open.values()) for part in window.parts]
         for request in waiting:
             _fail(request, Overloaded("the service is ending", 1.0))
         self._second_look.shutdown(wait=False)
         QUEUE_TOKENS.set_function(lambda: 0.0)
 
     def _request(self, texts: "Column | TokenBatch", kind: Kind, seconds: float) -> _Request:
+        if isinstance(texts, list):
+            as_column(texts)  # an item that is no str would fail all requests that it is tokenized with
         size = self._estimate(texts)
         now = time.monotonic()
         return _Request(texts, kind, size, now + seconds, Future(), now, left=size)
@@ -298,22 +316,24 @@ class Batcher:
                 with work, closing(self.embedder.compute(self._batches(flying, work))) as results:
                     self._fed = 0.0
                     asked = time.perf_counter()
+                    since = _Since(asked)
                     for computed in results:
                         work.answered()
                         window, rows, tokens = flying.popleft()
                         now = time.perf_counter()
-                        self._learn(tokens, now - asked, len(flying))
+                        self._learn(tokens, now - asked, len(flying), since)
                         began, self._fed = min(asked + self._fed, now), 0.0
                         _busy("compute", began, now)
                         finished_span("compute", began, now, parent=window.span, attributes={"tokens": tokens})
                         self._deliver(window, window.accept(rows, computed))
                         asked = time.perf_counter()
+                    self._learn_that_it_is_quicker(since)
             except FletcherError as error:
                 self._fail_open(error)
             except BaseException as error:  # noqa: BLE001 - whatever it is, the next request gets its chance
                 PANICS.labels("batcher").inc()
                 _LOG.exception("the batcher failed")
-                self._fail_open(EngineError(f"an error that nobody planned for: {type(error).__name__}: {error}"))
+                self._fail_open(_unplanned(error))
             with self._lock:
                 self._open.clear()
                 self._flying = 0
@@ -341,11 +361,14 @@ class Batcher:
             span = batch_span("batch", [part.request.span for part in parts if part.first == 0])
             try:
                 window = _Window(parts, self._encode(parts), self.embedder, span)
-            except FletcherError as error:
+            except BaseException as error:
                 span.end()
+                failure = error if isinstance(error, FletcherError) else _unplanned(error)
                 for part in parts:
-                    _fail(part.request, error)
-                continue
+                    _fail(part.request, failure)
+                if failure is error:
+                    continue
+                raise
             now = time.perf_counter()
             self._fed += now - began
             _busy("tokenize", began, now)
@@ -384,7 +407,9 @@ class Batcher:
             served = sorted(_first_ones(waiting, most), key=lambda request: (not request.is_probe, request.left))
             room = most
             for place, request in enumerate(served):
-                taken = self._part(request, room / (len(served) - place))
+                # A probe goes whole: in parts it would take as many windows.
+                share = math.inf if request.is_probe else max(0.0, room) / (len(served) - place)
+                taken = self._part(request, share)
                 parts.append(taken)
                 room -= request.size * (taken.last - taken.first) / len(request)
             self._queue.extend(request for request in waiting if request.taken < len(request))
@@ -429,12 +454,25 @@ class Batcher:
             start = stop
         return EncodedTexts.joined(encoded)
 
-    def _learn(self, tokens: int, seconds: float, still_flying: int) -> None:
+    def _learn(self, tokens: int, seconds: float, still_flying: int, since: "_Since") -> None:
         with self._lock:
             self._flying = max(0, self._flying - tokens)
         # Small batches say nothing of what large ones take; the last ones of a stream were computed beside others.
         if still_flying and tokens >= self.embedder.engine.batching.token_budget / 2 and seconds > 0:
             self._rate.add(tokens, seconds)
+            since.begin()
+            return
+        since.tokens += tokens
+        if time.perf_counter() - since.began > _LONGEST_MEASURED:
+            self._learn_that_it_is_quicker(since)
+
+    def _learn_that_it_is_quicker(self, since: "_Since") -> None:
+        """Of what was too little for a measurement, at least that it took no longer: else a rate from a slow time, as
+        of an engine that stood in, would turn away the very requests that could prove it wrong."""
+        seconds = time.perf_counter() - since.began
+        if self.rate and since.tokens > self.rate * seconds:
+            self._rate.add(since.tokens, seconds)
+        since.begin()
 
     def _learn_estimate(self, parts: list[_Part], tokens: int) -> None:
         estimated = sum(part.request.size * (part.last - part.first) / len(part.request) for part in parts)
@@ -461,9 +499,10 @@ class Batcher:
         counts = window.texts.token_counts[texts]
         tokens = int(window.texts.sequences.lengths[rows].sum())
         failed = {row - rows.start: said for row, said in window.failed.items() if rows.start <= row < rows.stop}
-        return EmbeddedTexts(
-            window.vectors[rows], counts, window.texts.cut[texts], window.sound[rows], (), failed, tokens, tokens
-        )
+        vectors = window.vectors[rows]
+        if 2 * len(vectors) < len(window.vectors):  # a view would keep all of the window for as long as it is kept
+            vectors = vectors.copy()
+        return EmbeddedTexts(vectors, counts, window.texts.cut[texts], window.sound[rows], (), failed, tokens, tokens)
 
     def _look_again(self, window: _Window, at: int) -> None:
         """A part with texts that are in chunks, are invalid, or have no sound vector."""
@@ -486,7 +525,7 @@ class Batcher:
         except BaseException as error:  # noqa: BLE001 - a caller waits
             PANICS.labels("batcher").inc()
             _LOG.exception("the second look at vectors failed")
-            _fail(part.request, EngineError(f"an error that nobody planned for: {type(error).__name__}: {error}"))
+            _fail(part.request, _unplanned(error))
         else:
             now = time.perf_counter()
             _busy("guard", began, now)
@@ -517,6 +556,10 @@ def _answer(request: _Request, result: EmbeddedTexts) -> None:
 def _fail(request: _Request, error: FletcherError) -> None:
     with suppress(InvalidStateError):
         request.future.set_exception(error)
+
+
+def _unplanned(error: BaseException) -> EngineError:
+    return EngineError(f"an error that nobody planned for: {type(error).__name__}: {error}")
 
 
 def _first_ones(waiting: list[_Request], most: float) -> list[_Request]:

@@ -15,8 +15,9 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from fletcher_core import Embedder
+from fletcher_core.batching import Batching
 from fletcher_core.cache import VectorCache
-from fletcher_core.errors import ConfigError, DeadlineExceeded, EngineError, Overloaded
+from fletcher_core.errors import ConfigError, DeadlineExceeded, EngineError, InputError, Overloaded
 from fletcher_core.service.batcher import Batcher
 from fletcher_core.service.known import submit_unknown
 from fletcher_core.service.settings import BatcherSettings
@@ -282,6 +283,56 @@ def test_an_error_that_nobody_planned_for_ends_no_thread(batcher: Batcher, engin
     assert not batcher._open
 
 
+def test_an_error_before_the_engine_is_told_to_who_waits(
+    batcher: Batcher, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = embedder.encoder.encode
+
+    def without_room(texts: Any) -> Any:
+        if texts == ["large"]:
+            raise MemoryError("no room")
+        return encode(texts)
+
+    monkeypatch.setattr(embedder.encoder, "encode", without_room)
+    with pytest.raises(EngineError, match="MemoryError"):
+        batcher.submit(["large"]).result(10)
+    assert batcher.submit(["small"]).result(10).sound.all()
+
+
+def test_what_is_no_text_is_refused_before_it_is_put_beside_others(batcher: Batcher) -> None:
+    with pytest.raises(InputError, match="text 1 is bytes"):
+        batcher.submit(["one", b"two"])  # type: ignore[list-item]
+
+
+def test_who_keeps_a_vector_does_not_keep_its_window(batcher: Batcher, engine: ControlledEngine) -> None:
+    engine.gate.clear()
+    held = batcher.submit(["to hold the engine up"])
+    assert eventually(lambda: batcher.queued_tokens == 0)
+    together = [batcher.submit([f"text {number}"]) for number in range(20)]
+    engine.gate.set()
+    assert held.result(10).sound.all()
+    for future in together:
+        vectors = future.result(10).vectors
+        assert (vectors if vectors.base is None else vectors.base).nbytes == vectors.nbytes
+
+
+def test_a_rate_of_a_slow_time_is_not_held_against_requests_for_ever(minilm: Embedder) -> None:
+    engine = ControlledEngine(minilm.dimension, Batching("packed", 2048))
+    batcher = Batcher(with_engine(minilm, engine))
+    try:
+        engine.seconds = 0.15
+        for future in [batcher.submit(["word " * 100] * 20, seconds=100) for _ in range(14)]:
+            future.result(60)
+        slow = batcher.rate
+        assert 0 < slow < 20_000
+        engine.seconds = 0.0
+        for _ in range(100):  # never so much that a batch is half full
+            batcher.submit(["word " * 100] * 9).result(10)
+        assert batcher.rate > 1.5 * slow
+    finally:
+        batcher.close(5)
+
+
 def test_vectors_that_are_not_sound_are_computed_by_another_engine(minilm: Embedder) -> None:
     broken, second = ControlledEngine(minilm.dimension), ControlledEngine(minilm.dimension)
     broken.flaw = float("nan")
@@ -327,14 +378,19 @@ def test_it_ends_when_what_waits_is_done(batcher: Batcher, engine: ControlledEng
 
 def test_it_ends_in_time_when_the_engine_hangs(batcher: Batcher, engine: ControlledEngine) -> None:
     engine.gate.clear()
-    batcher.submit(["hangs"])
+    engine.flaw = float("nan")
+    hanging = batcher.submit(["hangs"])
     assert eventually(lambda: batcher.queued_tokens == 0)
     waiting = batcher.submit(["waits"])
-    began = time.monotonic()
+    began, panics = time.monotonic(), counted("fletcher_panics_total", where="batcher")
     batcher.close(0.2)
     assert time.monotonic() - began < 5
-    with pytest.raises(Overloaded):
-        waiting.result(0)
+    for future in (hanging, waiting):
+        with pytest.raises(Overloaded):
+            future.result(0)
+    engine.gate.set()  # what comes back after all is nobody's any more
+    batcher._thread.join(10)
+    assert counted("fletcher_panics_total", where="batcher") == panics
 
 
 def test_whatever_callers_do_nothing_is_left_behind(

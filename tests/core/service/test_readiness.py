@@ -104,7 +104,7 @@ def test_an_engine_that_fails_is_not_ready(batcher: Batcher, engine: ControlledE
 
 def test_a_service_under_load_is_ready(batcher: Batcher, engine: ControlledEngine) -> None:
     readiness = Readiness(batcher, 1.0)
-    engine.seconds = 0.005
+    engine.seconds = 0.01
     waiting = [batcher.submit(["word " * 60] * 100) for _ in range(20)]
     for _ in range(2):
         assert readiness.check().ready  # a probe does not wait for what came before
