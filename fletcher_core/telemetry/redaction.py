@@ -22,8 +22,9 @@ _IN_TEXT = (
         ),
         r"\1***",
     ),
-    # https://name:password@host
-    (re.compile(r"(\b[a-z][a-z0-9+.\-]*://)[^\s/@]+@", re.IGNORECASE), r"\1***@"),
+    # https://name:password@host. Not by its scheme: of a long text each letter may begin one, and what follows would
+    # be read as often.
+    (re.compile(r"(://)[^\s/@]+@"), r"\1***@"),
 )
 
 
