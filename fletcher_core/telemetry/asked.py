@@ -3,11 +3,14 @@
 So whoever counts for other reasons, or has a state that changes by the passing of time, pays nothing between scrapes.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
+
+_LOG = logging.getLogger(__name__)
 
 Values = Callable[[], Mapping[str, float]]
 
@@ -49,6 +52,11 @@ class Asked(Collector):
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         """The metric with its values as of now."""
         (family,) = self.describe()
-        for label, value in sorted(self._values().items()):
+        try:
+            values = sorted(self._values().items())
+        except Exception:  # noqa: BLE001 - whatever it is: the other metrics are shown
+            _LOG.exception("%s is not known", self._name)
+            values = []
+        for label, value in values:
             family.add_metric([label], value)
         yield family

@@ -14,7 +14,8 @@ from typing import Any
 import duckdb
 import numpy as np
 import pytest
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
 from chaos.broken_engine import VARIABLE
@@ -32,6 +33,7 @@ from fletcher_core.search import search
 from fletcher_core.sources import DuckDBTable
 from fletcher_core.store import VectorStore
 from fletcher_core.telemetry import metrics
+from fletcher_core.telemetry.asked import Asked
 from fletcher_core.telemetry.metrics import DEVICE_BUSY, REGISTRY
 from fletcher_core.tokens import TokenBatch, cumulative
 
@@ -363,3 +365,11 @@ def declared() -> dict[str, tuple[str, list[str]]]:
 def test_the_table_of_the_documentation_is_the_code() -> None:
     assert len(declared()) == 19
     assert documented() == declared()
+
+
+def test_who_cannot_answer_a_scrape_takes_no_other_metric_away(caplog: pytest.LogCaptureFixture) -> None:
+    registry = CollectorRegistry()
+    Asked(GaugeMetricFamily, "broken", "Cannot be told.", "kind", registry=registry).ask(lambda: {"a": 1 / 0})
+    Asked(GaugeMetricFamily, "well", "Can be told.", "kind", registry=registry).ask(lambda: {"a": 1.0})
+    assert 'well{kind="a"} 1.0' in generate_latest(registry).decode()
+    assert "broken" in caplog.text
