@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from fletcher_core.errors import FletcherError
+from fletcher_core.errors import ConfigError, FletcherError
 from fletcher_core.interrupts import EXIT_STATUS, orderly_then_at_once
 
 TRACEBACK = "FLETCHER_TRACEBACK"
@@ -65,7 +65,10 @@ def _run(given: list[str], as_json: bool) -> int:
 
 
 def _start_telemetry() -> None:
-    """Log and traces of the command, where the environment asks for them: without it, neither is even imported."""
+    """Log and traces of the command, where the environment asks for them: without it, neither is even imported.
+
+    The variables for traces are often other programs' too: where they cannot work here, the command is not traced.
+    """
     if log_format := os.environ.get(LOG):
         from fletcher_core.telemetry.logs import start_logging
 
@@ -73,7 +76,10 @@ def _start_telemetry() -> None:
     if any(name.startswith("OTEL_") for name in os.environ):
         from fletcher_core.telemetry.tracing import start_tracing
 
-        start_tracing()
+        try:
+            start_tracing()
+        except ConfigError as error:
+            print(f"fletcher: not traced: {error}", file=sys.stderr)
 
 
 def _tell(kind: str, message: str, as_json: bool) -> None:

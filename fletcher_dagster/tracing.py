@@ -1,21 +1,28 @@
 """Dagster's runs in traces: a span around each partition of an asset, with what Dagster calls it."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dagster as dg
 from opentelemetry.util.types import AttributeValue
 
+from fletcher_core.errors import ConfigError
 from fletcher_core.telemetry.tracing import flush_traces, span, start_tracing, trace_id
+
+_LOG = logging.getLogger(__name__)
 
 
 @contextmanager
 def traced_run() -> Iterator[None]:
     """Tracing as the standard environment variables say, sent before the block is left: a run's process may be short.
 
-    Raises ConfigError for a variable that cannot work.
+    The variables are often other programs' too: where they cannot work here, the run goes on without a trace.
     """
-    start_tracing("fletcher")
+    try:
+        start_tracing("fletcher")
+    except ConfigError as error:
+        _LOG.warning("this run is not traced: %s", error)
     try:
         yield
     finally:

@@ -12,6 +12,7 @@ from embedding_project import DAYS, Project
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from fletcher_dagster import FletcherResource, LongbowResource
+from fletcher_dagster.tracing import traced_run
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests" / "core" / "telemetry"))
@@ -117,3 +118,15 @@ def test_the_environment_turns_it_on_and_all_is_sent_before_the_process_is_gone(
         collector.close()
     assert {"dagster.asset", "materialize", "diff", "tokenize", "compute", "write"} <= names
     assert collector.resources[0]["service.name"] == "fletcher"
+
+
+def test_variables_meant_for_other_programs_fail_no_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    done = False
+    with traced_run():
+        done = True
+    assert done
+    assert "not traced: OTEL_EXPORTER_OTLP_PROTOCOL" in caplog.text

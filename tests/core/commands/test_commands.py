@@ -192,3 +192,12 @@ def test_an_interrupt_while_it_starts_is_no_traceback() -> None:
         _, err = process.communicate(timeout=60)
         assert process.returncode == 130
         assert "Traceback" not in err
+
+
+def test_variables_meant_for_other_programs_fail_no_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    assert main(["models"]) == 0
+    assert "not traced: OTEL_EXPORTER_OTLP_PROTOCOL" in capsys.readouterr().err
