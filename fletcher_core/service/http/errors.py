@@ -42,6 +42,7 @@ _TEI_BY_CODE = {
     "empty_input": (400, "empty"),
     "invalid_input": (413, "validation"),
     "too_long": (413, "validation"),
+    "empty_text": (422, "validation"),
     "invalid_text": (422, "tokenizer"),
     "invalid_tokens": (422, "tokenizer"),
     "engine_failed": (424, "backend"),

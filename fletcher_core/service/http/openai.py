@@ -172,12 +172,14 @@ def describe_request(texts: int, result: EmbeddedTexts, embedder: Embedder) -> N
     """What was asked for, in the span of the request."""
     span = trace.get_current_span()
     if span.is_recording():
-        said = {
-            "fletcher.texts": texts,
-            "fletcher.tokens": result.computed_tokens,
-            "fletcher.model": embedder.card.name,
-        }
-        span.set_attributes({**said, "fletcher.truncated": int(result.cut.sum())})
+        span.set_attributes(
+            {
+                "fletcher.model": embedder.card.name,
+                "fletcher.texts": texts,
+                "fletcher.tokens": result.computed_tokens,
+                "fletcher.truncated": int(result.cut.sum()),
+            }
+        )
 
 
 def check_dimensions(dimensions: int | None, embedder: Embedder) -> None:

@@ -150,12 +150,13 @@ def test_a_request_s_trace_goes_on_and_batches_name_their_requests(http: Serving
     def found() -> dict[str, Any]:
         return {span.name: span for span in spans.get_finished_spans()}
 
-    wait_for(lambda: {"request", "batch", "compute", "queue"} <= found().keys())
-    request, batch = found()["request"], found()["batch"]
+    wait_for(lambda: {"POST /v1/embeddings", "batch", "compute", "queue"} <= found().keys())
+    request, batch = found()["POST /v1/embeddings"], found()["batch"]
     assert f"{request.context.trace_id:032x}" == trace
     assert f"{request.parent.span_id:016x}" == parent
     assert request.attributes["http.response.status_code"] == 200
     assert request.attributes["http.request_id"] == "one"
+    assert request.attributes["fletcher.texts"] == 1
     assert [link.context.span_id for link in batch.links] == [request.context.span_id]
     assert ask(http, post({"input": "a"}, "/v1/embeddings", "traceparent: 00-é-nonsense"))[0] == 200
 

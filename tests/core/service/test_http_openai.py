@@ -13,7 +13,7 @@ from http_server import Serving, ask, post, serving
 from fletcher_core import Embedder
 from fletcher_core.service.settings import BatcherSettings
 
-TEXTS = ["a cat sat on the mat", "", "vectors for everybody", "Ünïcödé 北京 🙂", "a\x00b", "word " * 400]
+TEXTS = ["a cat sat on the mat", "a dog", "vectors for everybody", "Ünïcödé 北京 🙂", "a\x00b", "word " * 400]
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,15 @@ def ids_of(embedder: Embedder, text: str) -> list[int]:
 
 def close(got: object, wanted: object) -> None:
     np.testing.assert_allclose(np.asarray(got, np.float32), np.asarray(wanted), atol=2e-6)
+
+
+def test_a_text_that_was_cut_is_marked_and_an_empty_one_has_an_error_of_its_own(client: openai.OpenAI) -> None:
+    answer = client.embeddings.create(model="", input=["short", "word " * 400, " \n"], encoding_format="float")
+    assert [getattr(item, "truncated", False) for item in answer.data] == [False, True, False]
+    assert answer.data[2].embedding is None
+    assert "input[2] has no visible character" in answer.data[2].error["message"]  # type: ignore[attr-defined]
+    with pytest.raises(openai.BadRequestError, match="no visible character"):
+        client.embeddings.create(model="", input="")
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64", None])

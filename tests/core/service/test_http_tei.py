@@ -18,7 +18,7 @@ def embed(service: Serving, **body: Any) -> tuple[int, Any]:
 
 
 def test_a_text_texts_and_token_ids(http: Serving, minilm: Embedder) -> None:
-    texts = ["a cat", "", "two\x00 words"]
+    texts = ["a cat", "a dog", "two\x00 words"]
     wanted = minilm.embed(texts)
     for given, vectors in ((texts, wanted), (texts[0], wanted[:1])):
         status, answer = embed(http, inputs=given)
@@ -27,6 +27,13 @@ def test_a_text_texts_and_token_ids(http: Serving, minilm: Embedder) -> None:
     ids = minilm.encoder.encode(texts[:1]).sequences.ids.tolist()
     for tokens in (ids, [ids]):
         np.testing.assert_allclose(embed(http, inputs=tokens)[1], wanted[:1], atol=2e-6)
+
+
+def test_a_text_without_a_visible_character_is_refused(http: Serving) -> None:
+    for given in ("", ["a cat", " \n"]):
+        status, answer = embed(http, inputs=given)
+        assert (status, answer["error_type"]) == (422, "validation")
+        assert "has no visible character" in answer["error"]
 
 
 def test_a_text_over_the_limit_is_refused_unless_it_may_be_cut(http: Serving, minilm: Embedder) -> None:
