@@ -40,15 +40,21 @@ def submit_unknown(
         with suppress(InvalidStateError):  # `together` was cancelled
             if done.cancelled():
                 together.cancel()
-            elif (error := done.exception()) is not None:
+                return
+            if (error := done.exception()) is not None:
                 together.set_exception(error)
-            else:
-                computed = done.result()
+                return
+            computed = done.result()
+            try:
                 # Of a text that was cut the cache would not tell that it was, and who refuses such texts must know.
                 is_whole = True if batcher.embedder.encoder.long_text == "chunk" else ~computed.cut
                 good = np.flatnonzero(computed.sound & is_whole)
                 keyed.cache.put_many([keys[rows[at]] for at in good.tolist()], computed.vectors[good])
-                together.set_result(_placed(all_known, computed, rows))
+                result = _placed(all_known, computed, rows)
+            except BaseException as failure:  # noqa: BLE001 - a caller waits
+                together.set_exception(failure)
+            else:
+                together.set_result(result)
 
     together.add_done_callback(lambda done: computing.cancel() if done.cancelled() else None)
     computing.add_done_callback(join)

@@ -476,6 +476,20 @@ def test_known_texts_do_not_go_to_the_engine(minilm: Embedder, engine: Controlle
         batcher.close(5)
 
 
+def test_a_cache_that_fails_leaves_nobody_waiting(
+    minilm: Embedder, engine: ControlledEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = with_engine(minilm, engine)
+    embedder.cache = VectorCache(1_000_000)
+    monkeypatch.setattr(VectorCache, "put_many", lambda *_: 1 / 0)
+    batcher = Batcher(embedder)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            submit_unknown(batcher, ["one"]).result(10)
+    finally:
+        batcher.close(5)
+
+
 def test_a_batch_is_linked_to_the_requests_that_it_serves(
     batcher: Batcher, engine: ControlledEngine, spans: InMemorySpanExporter
 ) -> None:
