@@ -110,6 +110,8 @@ def embed(
         raise ConfigError("--on-error fail is for files: rows for Longbow that cannot be embedded go to the quarantine")
     if not target and (store is not None or collection):
         raise ConfigError("--store and --collection are for --to longbow: leave them out, or send to longbow")
+    if not target and to != "-" and named.includes(Path(to)):
+        raise ConfigError(f"--to is {to!r}, which is a source: its texts would be gone. Name another file")
     if to == "-" and not as_json and sys.stdout.isatty():
         raise ConfigError("--to - writes an Arrow stream, which is not for a terminal: pipe it, or add --json")
 

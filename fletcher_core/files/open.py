@@ -63,6 +63,13 @@ class Named:
             raise ConfigError("--table is for DuckDB databases; a --query of Parquet files calls them `files`")
         return kind
 
+    def includes(self, path: Path) -> bool:
+        """Whether the file `path` is one of the files that are named."""
+        if not path.exists():
+            return False
+        files = [each for name in self.names for each in (glob(name, recursive=True) if has_magic(name) else [name])]
+        return any(Path(each).exists() and path.samefile(each) for each in [*self.names, *files])
+
     def table_source(
         self, selection: Selection, *, name: str = "rows", metadata: tuple[str, ...] = ()
     ) -> DuckDBTable | ParquetTable | None:

@@ -208,3 +208,13 @@ def test_what_cannot_work_is_refused_in_a_line(
     error = json.loads(capsys.readouterr().err)["error"]
     assert said in error["message"]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("named", ["rows.parquet", "*.parquet"])
+def test_a_source_is_not_written_over(
+    named: str, sources: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (tmp_path / "rows.parquet").read_bytes()
+    assert main(["embed", str(tmp_path / named), "--to", str(tmp_path / "rows.parquet")]) == 1
+    assert "which is a source" in capsys.readouterr().err
+    assert (tmp_path / "rows.parquet").read_bytes() == before
