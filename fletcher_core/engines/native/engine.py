@@ -94,7 +94,14 @@ class NativeEngine:
         self._start()
         # Now, so that they have this thread's priority and not that of whoever embeds first.
         together = threading.Barrier(self._threads)
-        wait([self._pool.submit(together.wait) for _ in range(self._threads)])
+        try:
+            wait([self._pool.submit(together.wait) for _ in range(self._threads)])
+        except RuntimeError as error:
+            together.abort()  # those that were begun would wait for the others for ever
+            self._pool.shutdown(wait=False)
+            raise EngineError(
+                f"{self._threads} threads cannot be started ({error}): set fewer threads, or allow more processes"
+            ) from error
         _LOADED.add(self)
 
     def _start(self) -> None:

@@ -356,3 +356,19 @@ def test_gelu_s_digits_are_those_of_the_gpu_s() -> None:
     fit = source.read_text("utf-8").split("Activation::gelu)")[1].split("Activation::gelu_tanh")[0]
     digits = re.findall(r"-log2e \* ([-\d.e]+)f", fit)
     assert [float(number) for number in reversed(digits)] == list(GELU_LOGIT)
+
+
+def test_threads_that_cannot_be_started_are_an_error_and_leave_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, begun = threading.Thread.start, []
+
+    def one_alone(thread: threading.Thread) -> None:
+        if begun:
+            raise RuntimeError("can't start new thread")  # as where a container's processes are counted
+        begun.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", one_alone)
+    with pytest.raises(EngineError, match="2 threads cannot be started"):
+        make(BERT, random_weights(BERT), threads=2)
+    begun[0].join(10)
+    assert not begun[0].is_alive()
