@@ -305,6 +305,8 @@ class Batcher:
         with self._lock:
             self._queued -= request.left
             request.left = 0
+            with suppress(ValueError):  # all of it is taken
+                self._queue.remove(request)
 
     # The batcher's thread.
 
@@ -347,7 +349,8 @@ class Batcher:
                 self._lock.wait()
             enough = self.embedder.engine.batching.token_budget
             until = time.monotonic() + self.settings.window_seconds
-            while self._queued < enough and not self._closing and not self._queue[0].is_probe:
+            # There may be nothing any more: who waits may give up.
+            while self._queued < enough and not self._closing and not (self._queue and self._queue[0].is_probe):
                 left = until - time.monotonic()
                 if left <= 0:
                     break

@@ -224,6 +224,23 @@ def test_a_cancelled_request_gives_its_room_back_and_is_not_computed(
     assert batcher.queued_tokens == 0
 
 
+def test_while_the_engine_hangs_nothing_is_kept_of_requests_that_were_given_up(
+    batcher: Batcher, engine: ControlledEngine
+) -> None:
+    engine.gate.clear()
+    hanging = batcher.submit(["hangs"])
+    assert eventually(lambda: batcher.queued_tokens == 0)
+    for number in range(100):
+        assert batcher.submit([f"text {number}"]).cancel()
+    assert batcher.queued_tokens == 0
+    assert not batcher._queue
+    engine.gate.set()
+    assert hanging.result(10).sound.all()
+    for _ in range(100):  # also while an idle engine waits for company
+        batcher.submit(["text"]).cancel()
+    assert batcher.submit(["text"]).result(10).sound.all()
+
+
 def test_a_request_whose_time_is_up_is_not_computed(batcher: Batcher, engine: ControlledEngine) -> None:
     engine.gate.clear()
     held = batcher.submit(["hello"])
