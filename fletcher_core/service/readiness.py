@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fletcher_core.errors import FletcherError, LongbowError
+from fletcher_core.errors import EngineError, FletcherError, LongbowError
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.service.batcher import Batcher
 from fletcher_core.telemetry.metrics import READY
@@ -59,7 +59,13 @@ class Readiness:
         self._batcher = batcher
         self._timeout = timeout
         self._longbow = longbow
-        self._reference = batcher.probe(_FIRST_SECONDS).result(_FIRST_SECONDS).vectors.copy()
+        try:
+            self._reference = batcher.probe(_FIRST_SECONDS).result(_FIRST_SECONDS).vectors.copy()
+        except FutureTimeoutError as error:
+            raise EngineError(
+                f"engine {batcher.embedder.engine.name!r} has not computed a known text within {_FIRST_SECONDS:g} s: "
+                "it hangs. Start the service again, or choose another engine"
+            ) from error
         READY.set(1)
         self._lock = threading.Lock()
         self._probe: Future[EmbeddedTexts] | None = None

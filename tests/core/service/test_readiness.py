@@ -121,6 +121,15 @@ def test_an_engine_that_does_not_work_at_the_start_is_an_error(batcher: Batcher,
         Readiness(batcher, 1.0)
 
 
+def test_an_engine_that_hangs_at_the_start_is_an_error(
+    batcher: Batcher, engine: ControlledEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fletcher_core.service.readiness._FIRST_SECONDS", 0.2)
+    engine.gate.clear()
+    with pytest.raises(EngineError, match="it hangs"):
+        Readiness(batcher, 1.0)
+
+
 def test_a_service_that_ends_is_not_ready(batcher: Batcher) -> None:
     readiness = Readiness(batcher, 1.0)
     assert readiness.check().ready
