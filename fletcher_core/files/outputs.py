@@ -13,6 +13,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fletcher_core.embed_call import Vectors
@@ -134,13 +135,14 @@ class ArrowOutput:
 
 
 class JsonOutput:
-    """A JSON object a line: the columns and `vector`, null for none. Floats with the digits that give them back."""
+    """A JSON object a line: the columns and `vector`, null for none and for NaN and infinity, which JSON does not have.
+    Floats with the digits that give them back."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
 
     def write(self, columns: pa.Table, vectors: Vectors, missing: npt.NDArray[np.bool_]) -> None:
-        for at, record in enumerate(columns.to_pylist()):
+        for at, record in enumerate(_finite(columns).to_pylist()):
             values = None if missing[at] else [_shortest(value) for value in vectors[at]]
             self._stream.write(json.dumps({**record, VECTOR: values}, default=str, ensure_ascii=False) + "\n")
 
@@ -157,6 +159,15 @@ def with_vector(columns: pa.Schema, dimension: int) -> pa.Schema:
 def joined(columns: pa.Table, vectors: Vectors, missing: npt.NDArray[np.bool_], schema: pa.Schema) -> pa.Table:
     """The columns with their vectors, null where they are missing."""
     return columns.append_column(schema.field(VECTOR), vector_array(vectors, missing))
+
+
+def _finite(columns: pa.Table) -> pa.Table:
+    for place, field in enumerate(columns.schema):
+        if pa.types.is_floating(field.type):
+            values = columns.column(place)
+            finite = pc.if_else(pc.is_finite(values), values, pa.scalar(None, field.type))
+            columns = columns.set_column(place, field, finite)
+    return columns
 
 
 def _shortest(value: Any) -> float:

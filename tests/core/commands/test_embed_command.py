@@ -218,3 +218,11 @@ def test_a_source_is_not_written_over(
     assert main(["embed", str(tmp_path / named), "--to", str(tmp_path / "rows.parquet")]) == 1
     assert "which is a source" in capsys.readouterr().err
     assert (tmp_path / "rows.parquet").read_bytes() == before
+
+
+def test_json_has_null_for_what_is_no_number_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = pa.array([1.5, float("nan"), float("-inf"), None])
+    pq.write_table(pa.table({"text": ["a", "b", "c", "d"], "kept": kept}), tmp_path / "rows.parquet")
+    assert main(["embed", str(tmp_path / "rows.parquet"), "--keep", "kept", "--to", "-", "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line, parse_constant=pytest.fail)["kept"] for line in lines] == [1.5, None, None, None]
