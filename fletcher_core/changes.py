@@ -49,7 +49,8 @@ class Changes:
         changed: in the store with another text or other metadata.
         stale: in an earlier generation, under another model.
         unchanged: in the store as they are.
-        deleted: in the store, and no longer embeddable rows of the source.
+        deleted: in the store, and no longer embeddable rows of the source; with on_missing="keep" only those of them
+            that the source still has.
         null_text: every text column is null.
         empty_text: nothing but white space and control characters.
         invalid_text: rows of Parquet files that have bytes that are no UTF-8 in the id, a text, a metadata column or
@@ -90,6 +91,7 @@ def detect_changes(
     *,
     on_empty: Literal["skip", "error"] = "skip",
     on_duplicate: Literal["quarantine", "error"] = "quarantine",
+    on_missing: Literal["delete", "keep"] = "delete",
     memory_limit: str = "2GB",
     threads: int | None = None,
     stop: Stop = NEVER,
@@ -100,6 +102,7 @@ def detect_changes(
         workspace: a folder for the snapshot and for what exceeds `memory_limit`.
         on_empty: what to do with rows whose text is null or empty: leave them out and count them, or fail.
         on_duplicate: what to do with an id that stands for different contents: leave out all its rows, or fail.
+        on_missing: what to do with rows of the store whose id the source does not have: delete or keep them.
         threads: of DuckDB; one a core when not given.
         stop: interrupts the queries.
 
@@ -112,6 +115,7 @@ def detect_changes(
     for name, value, known in (
         ("on_empty", on_empty, ("skip", "error")),
         ("on_duplicate", on_duplicate, ("quarantine", "error")),
+        ("on_missing", on_missing, ("delete", "keep")),
     ):
         if value not in known:
             raise ConfigError(f"{name} is {value!r}: it must be {known[0]!r} or {known[1]!r}")
@@ -130,7 +134,7 @@ def detect_changes(
             _find_repeated(connection, stored=_any_stored_id_repeats(connection, found, generation, partition.key))
             _apply_policies(connection, source, on_empty, on_duplicate)
             _find_earlier(connection, generation, partition.key)
-            return _write(connection, source, generation, workspace, found)
+            return _write(connection, source, generation, workspace, found, keep_missing=on_missing == "keep")
         except duckdb.OutOfMemoryException as error:
             raise ConfigError(
                 f"change detection needs more than memory_limit={memory_limit!r}: raise it, or make room on the disk "
@@ -348,6 +352,8 @@ def _write(
     generation: Generation,
     workspace: Path,
     found: dict[str, int],
+    *,
+    keep_missing: bool,
 ) -> Changes:
     known = workspace / "known_vectors.parquet"
     write_known_vectors(connection, "SELECT content_hash FROM work", generation, known)
@@ -363,9 +369,11 @@ def _write(
         changes_path,
         f"COMPRESSION zstd, ROW_GROUP_SIZE {_ROW_GROUP_ROWS}",
     )
+    still_there = "status IN ('null_text', 'empty_text', 'invalid_text')"
+    condition = f" AND id IN (SELECT id FROM scan WHERE {still_there})" if keep_missing else ""
     _copy(
         connection,
-        "SELECT id, replaces FROM scan WHERE status = 'deleted' UNION ALL "
+        f"SELECT id, replaces FROM scan WHERE status = 'deleted'{condition} UNION ALL "
         "SELECT id, replaces FROM ambiguous WHERE replaces IS NOT NULL",
         deleted_path,
         "COMPRESSION zstd",

@@ -15,6 +15,7 @@ from typing import Literal
 from uuid import uuid4
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fletcher_core.batching import WINDOW
@@ -65,6 +66,9 @@ class MaterializeSettings:
         vector_type: how vectors are stored, "float32" or "float16".
         on_empty: null texts and texts without a visible character: "skip" (and count) or "error".
         on_duplicate: an id with several different texts: "quarantine" or "error".
+        on_missing: rows of the store that the source does not have at all: "delete" them, or "keep" them, for sources
+            that bring a part of the rows at a time. Rows that the source has, but that cannot be embedded any more,
+            leave the store either way.
         segment_rows: the most rows of a segment; fewer where vectors are long.
         commit_seconds: commit about this often, so that a killed run loses little more work than this.
         memory_limit: of DuckDB while it detects changes, as DuckDB writes it.
@@ -82,6 +86,7 @@ class MaterializeSettings:
     vector_type: VectorType = "float32"
     on_empty: Literal["skip", "error"] = "skip"
     on_duplicate: Literal["quarantine", "error"] = "quarantine"
+    on_missing: Literal["delete", "keep"] = "delete"
     segment_rows: int = 8192
     commit_seconds: float = 10.0
     memory_limit: str = "2GB"
@@ -159,6 +164,7 @@ def materialize(
                 folder,
                 on_empty=settings.on_empty,
                 on_duplicate=settings.on_duplicate,
+                on_missing=settings.on_missing,
                 memory_limit=settings.memory_limit,
                 stop=Stop(cancelled),
             )
@@ -300,7 +306,18 @@ class _Run:
                 _LOG.warning("%s was embedded %s: those rows are dropped", self.store.collection, layout)
                 self._retire(self.generation.name, key)
         self.generation.compact_if_needed(self.partition.key, self.settings.max_segments)
+        if self.settings.on_missing == "keep":
+            self._keep_quarantined()
         self.store.quarantine.retain(self.partition.key, self.run_id)
+
+    def _keep_quarantined(self) -> None:
+        """What earlier runs set aside and this one neither tried nor mended stays in the quarantine."""
+        rows = self.store.quarantine.read(self.partition.key)
+        rows = rows.filter(pc.not_equal(rows["run_id"], self.run_id))
+        if rows.num_rows:
+            mended = self.generation.live_ids(rows["id"].to_pylist(), self.partition.key)
+            rows = rows.filter(pc.invert(pc.is_in(rows["id"], pa.array(mended, pa.string()))))
+            self.store.quarantine.keep(rows, run_id=self.run_id, is_counted=False)
 
     def _retire(self, generation_name: str, partition_key: str) -> None:
         try:

@@ -83,6 +83,10 @@ def embed(
             "--collection", autocompletion=options.complete_collection, help="With --to longbow: its collection."
         ),
     ] = None,
+    mirror: Annotated[
+        bool,
+        typer.Option("--mirror", help="With --to longbow: remove rows that the source does not have. Else they stay."),
+    ] = False,
     longbow_meta: options.LongbowMeta = "",
     longbow_ca: options.LongbowCa = "",
     longbow_cert: options.LongbowCert = "",
@@ -93,7 +97,8 @@ def embed(
     """Embed texts of files, tables or standard input.
 
     A row that cannot be embedded (null, empty, not UTF-8) is counted and named, and has a null vector, in .npy NaN. A
-    file appears when it is whole. To Longbow only what is new or changed goes, by way of a vector store.
+    file appears when it is whole. To Longbow only what is new or changed goes, by way of a vector store. Rows that the
+    collection has and the source does not are kept, unless --mirror is given.
     """
     from fletcher_core.files.open import Named
     from fletcher_core.files.rows import Selection
@@ -112,6 +117,8 @@ def embed(
         raise ConfigError("--store and --collection are for --to longbow: leave them out, or send to longbow")
     if not target and to != "-" and named.includes(Path(to)):
         raise ConfigError(f"--to is {to!r}, which is a source: its texts would be gone. Name another file")
+    if mirror and not target:
+        raise ConfigError("--mirror is for --to longbow: a file is always written anew")
     if to == "-" and not as_json and sys.stdout.isatty():
         raise ConfigError("--to - writes an Arrow stream, which is not for a terminal: pipe it, or add --json")
 
@@ -138,7 +145,7 @@ def embed(
             )
             embedder = load()
             stack.callback(embedder.close)
-            return _to_longbow(named, selection, embedder, store, collection, said, bool(text), as_json)
+            return _to_longbow(named, selection, embedder, store, collection, said, bool(text), mirror, as_json)
         from fletcher_core.files.open import open_rows
 
         rows = stack.enter_context(open_rows(named, selection, has_fields=bool(text)))
@@ -219,13 +226,14 @@ def _to_longbow(
     collection: str,
     said: LongbowOptions,
     has_fields: bool,
+    mirror: bool,
     as_json: bool,
 ) -> int:
     """What is new or changed, by way of the store; 0 when every row is searchable."""
     from fletcher_core.files.open import open_rows
     from fletcher_core.files.spool import spooled
     from fletcher_core.longbow.client import LongbowClient
-    from fletcher_core.pipeline import materialize
+    from fletcher_core.pipeline import MaterializeSettings, materialize
     from fletcher_core.store import VectorStore
 
     root = folder / collection if VectorStore.exists(folder / collection) else folder
@@ -243,6 +251,7 @@ def _to_longbow(
             embedder=embedder,
             store=store,
             longbow=client,
+            settings=MaterializeSettings(on_missing="delete" if mirror else "keep"),
             progress=lambda now: progress.show(now.embedded, now.total),
         )
     problem = in_options(report.delivery.problem + chosen.note) if report.delivery.problem else ""
@@ -271,8 +280,9 @@ def _run_described(report: "RunReport", target: str) -> str:
     rate = report.embedded / max(report.seconds_total, 1e-9)
     delivery = report.delivery
     return (
-        f"{report.generation}: {report.new} new, {report.changed} changed, {report.deleted} deleted, "
-        f"{report.unchanged} unchanged; {report.embedded:,} texts embedded in {duration(report.seconds_total)} "
+        f"{report.generation}: {report.new} new, {report.changed} changed, {report.deleted} removed, "
+        f"{report.unchanged} unchanged, {report.rows_in_store} rows in all; "
+        f"{report.embedded:,} texts embedded in {duration(report.seconds_total)} "
         f"({rate:,.0f} texts/s)\nLongbow at {target}: {delivery.sent} rows sent, {delivery.searchable} searchable, "
         f"{delivery.pending} waiting"
     )

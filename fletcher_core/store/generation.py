@@ -231,6 +231,13 @@ class Generation:
         counted = self._query(lambda: f"SELECT count(*) AS rows FROM ({self.live_sql(partition_key)})")
         return int(counted["rows"][0].as_py())
 
+    def live_ids(self, ids: Sequence[str], partition_key: str) -> list[str]:
+        """Those of `ids` that the partition has live rows of."""
+        wanted = literals(ids)
+        found = self._query(lambda: f"SELECT id FROM ({self.live_sql(partition_key)}) WHERE id IN {wanted}")
+        names: list[str] = found["id"].to_pylist()
+        return names
+
     def resolve(self, sequences: Sequence[int]) -> pa.Table:
         """Those of `sequences` that are live, in sequence order.
 

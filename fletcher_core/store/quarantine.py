@@ -107,13 +107,15 @@ class Quarantine:
         tried = pc.and_(pc.greater_equal(rows["attempts"], attempts), pc.equal(rows["fingerprint"], fingerprint))
         return rows.filter(pc.and_(tried, pc.equal(rows["reason"], ENGINE_FAILED)))
 
-    def keep(self, rows: pa.Table, *, run_id: str) -> None:
-        """Counts rows, as `given_up` gives them, among those of this run, without an attempt more."""
+    def keep(self, rows: pa.Table, *, run_id: str, is_counted: bool = True) -> None:
+        """Counts rows, as `read` gives them, among those of this run, without an attempt more; in the metrics, too, if
+        `is_counted`."""
         for partition_key in rows["partition_key"].unique().to_pylist():
             these = rows.filter(pc.equal(rows["partition_key"], partition_key))
             column = SCHEMA.get_field_index("run_id")
             self._add(these.set_column(column, "run_id", pa.repeat(run_id, these.num_rows)), partition_key)
-            _count(these)
+            if is_counted:
+                _count(these)
 
     def retry(self, ids: Sequence[str] | None = None, partition_key: str | None = None) -> int:
         """Forgets how often rows were tried, so that the next run tries them again; how many rows that concerns.

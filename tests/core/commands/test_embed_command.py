@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fletcher_core import Embedder
 from fletcher_core.cli import main
 from fletcher_core.files.open import Named, open_rows
 from fletcher_core.files.rows import Selection
+from fletcher_core.store import VectorStore
 
 TEXTS = ["kittens play with wool", "rain falls on the city", "the stock market fell"]
 
@@ -184,6 +186,55 @@ def test_to_longbow_sends_what_is_new(
         assert status["longbow"]["breaker"] == "closed"
 
 
+def rows_of(store: Path) -> set[str]:
+    """Ids of the live rows of the collection `notes`."""
+    with VectorStore.open(store, collection="notes") as opened:
+        generation = opened.current()
+        assert generation is not None
+        with duckdb.connect() as connection:
+            return {row for (row,) in connection.execute(f"SELECT id FROM ({generation.live_sql()})").fetchall()}
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Iterator[list[str]]:
+    """Arguments that send to the collection `notes` in the store at `tmp_path / "store"`, and a server for it."""
+    from fletcher_core.longbow.server import LongbowServer
+
+    with LongbowServer(tmp_path / "server") as server:
+        where = ["--to", f"longbow:{server.address.data}", "--longbow-meta", server.address.meta]
+        yield [*where, "--store", str(tmp_path / "store"), "--collection", "notes"]
+
+
+def test_rows_that_the_source_lacks_stay_unless_it_is_mirrored(
+    notes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "week1.csv").write_text("id,text\n1,one\n2,two\n3,three\n")
+    (tmp_path / "week2.csv").write_text("id,text\n3,three more\n4,four\n2,\n")
+    assert main(["embed", str(tmp_path / "week1.csv"), *notes]) == 0
+    capsys.readouterr()
+    assert main(["embed", str(tmp_path / "week2.csv"), *notes]) == 0
+    assert "1 new, 1 changed, 1 removed, 0 unchanged, 3 rows in all" in capsys.readouterr().out
+    assert rows_of(tmp_path / "store") == {"1", "3", "4"}  # 2 is in the source, without a text
+    assert main(["embed", str(tmp_path / "week2.csv"), *notes, "--mirror"]) == 0
+    assert "0 new, 0 changed, 1 removed, 2 unchanged, 2 rows in all" in capsys.readouterr().out
+    assert rows_of(tmp_path / "store") == {"3", "4"}
+
+
+def test_what_was_set_aside_stays_so_until_it_is_mended(notes: list[str], tmp_path: Path) -> None:
+    def aside() -> set[str]:
+        with VectorStore.open(tmp_path / "store", collection="notes") as store:
+            return set(store.quarantine.read()["id"].to_pylist())
+
+    for content, wanted in (
+        ("1,one\n1,uno\n2,two\n2,due\n", {"1", "2"}),
+        ("3,three\n", {"1", "2"}),
+        ("1,one\n", {"2"}),
+    ):
+        (tmp_path / "week.csv").write_text(f"id,text\n{content}")
+        assert main(["embed", str(tmp_path / "week.csv"), *notes]) == 0
+        assert aside() == wanted
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -192,6 +243,7 @@ def test_to_longbow_sends_what_is_new(
         (["a.txt", "b.csv", "--to", "x.npy"], "several kinds (csv, lines)"),
         (["a.txt", "--to", "x.csv"], "--to is 'x.csv'"),
         (["a.txt", "--to", "longbow"], "needs --store and --collection"),
+        (["a.txt", "--to", "x.npy", "--mirror"], "--mirror is for --to longbow"),
         (["a.duckdb", "--to", "x.npy"], "either a --table or a --query"),
     ],
 )
