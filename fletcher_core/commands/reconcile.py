@@ -37,7 +37,7 @@ def reconcile(
     said = LongbowOptions(longbow, longbow_meta, longbow_ca, longbow_cert, longbow_key, longbow_server_name)
     with (
         open_store(store, collection) as opened,
-        longbow_client(said, opened.root) as (client, _),
+        longbow_client(said, opened, store) as client,
         Progress("rows") as progress,
     ):
         report = compare_and_send(newest(opened), client, dry_run=dry_run, timeout=timeout, progress=progress.say)

@@ -41,7 +41,7 @@ def search(
     with.
     """
     said = LongbowOptions(longbow, longbow_meta, longbow_ca, longbow_cert, longbow_key, longbow_server_name)
-    with open_store(store, collection) as opened, longbow_client(said, opened.root) as (client, _):
+    with open_store(store, collection) as opened, longbow_client(said, opened, store) as client:
         from fletcher_core.embedder import Embedder
         from fletcher_core.search import search as nearest
 

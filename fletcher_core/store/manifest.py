@@ -197,9 +197,10 @@ class Manifest:
         )
         return [Delivery(*row) for row in rows]
 
-    def targets(self, generation: str) -> list[str]:
-        """Servers (`host:port`) that anything of a generation was ever sent to."""
-        rows = self._database.read("SELECT target FROM targets WHERE generation = ? ORDER BY 1", (generation,))
+    def targets(self, generation: str | None = None) -> list[str]:
+        """Servers (`host:port`) that anything of a generation, or of any, was ever sent to."""
+        select = "SELECT DISTINCT target FROM targets WHERE generation = coalesce(?, generation) ORDER BY 1"
+        rows = self._database.read(select, (generation,))
         return [target for (target,) in rows]
 
     def record_delivery(

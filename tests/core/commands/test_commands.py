@@ -150,16 +150,49 @@ def test_status_tells_who_is_writing_and_quarantine_refuses_unknown_names(
     assert "it has the collections notes" in capsys.readouterr().err
 
 
-def test_a_server_that_nobody_named_is_said_to_be_a_guess(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_without_an_address_the_embedded_server_is_begun_unless_others_have_the_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import pyarrow as pa
 
-    monkeypatch.setattr(options, "_LONGBOW", "127.0.0.1:9")
+    from fletcher_core.longbow.embedded import announced_address, embedded_credentials, stop_embedded
+
+    where = ["--store", str(tmp_path), "--collection", "notes"]
+    row = {
+        "id": ["7"],
+        "op": ["upsert"],
+        "content_hash": ["a" * 32],
+        "metadata_hash": [None],
+        "tokens": [1],
+        "truncated": [False],
+        "replaces": [None],
+        "vector": [[1.0] + [0.0] * 7],
+    }
     with VectorStore.open(tmp_path, collection="notes") as store:
-        store.generation(ModelCard("tiny", "ab" * 16, 8), pa.schema([]))
-    assert main(["reconcile", "--store", str(tmp_path), "--collection", "notes"]) == 1
-    assert "No --longbow was given and no embedded server was found beside" in capsys.readouterr().err
+        generation = store.generation(ModelCard("tiny", "ab" * 16, 8), pa.schema([]))
+        types = {field.name: field.type for field in generation.schema}
+        rows = pa.table({name: pa.array(value, types[name]) for name, value in row.items()})
+        segment = generation.write_segment("", rows, "run")
+        try:
+            assert main(["deliver", *where]) == 0
+            assert "is started in" in (err := capsys.readouterr().err)
+            assert "for development" in err
+            assert len(err.splitlines()) == 1
+            assert embedded_credentials(tmp_path / ".longbow").has_token
+            assert main(["reconcile", *where]) == 0
+            said = capsys.readouterr()
+            assert "balanced" in said.out
+            assert said.err == ""
+        finally:
+            stop_embedded(tmp_path / ".longbow")
+        (tmp_path / ".longbow" / "address.json").unlink()
+        store.manifest.record_delivery("far:3000", segment.label, "sending")
+        for command in ("reconcile", "deliver"):
+            assert main([command, *where]) == 1
+            assert re.search(r"sent to 127.*, far:3000 before: give it, --longbow HOST:PORT", capsys.readouterr().err)
+        assert announced_address(tmp_path / ".longbow") is None
+        assert main(["reconcile", *where, "--longbow-ca", "x.pem"]) == 1
+        assert "--longbow-ca: set, but no address is" in capsys.readouterr().err
 
 
 def test_the_shell_completes_commands_collections_and_models(tmp_path: Path) -> None:

@@ -265,6 +265,19 @@ def test_partitions_of_an_asset_are_not_replaced_unasked(
     assert rows_of(tmp_path / "store") == {"1"}
 
 
+def test_a_store_that_was_sent_elsewhere_is_not_sent_to_an_embedded_server(
+    notes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "week.csv").write_text("id,text\n1,one\n")
+    assert main(["embed", str(tmp_path / "week.csv"), *notes]) == 0
+    capsys.readouterr()
+    assert main(["embed", str(tmp_path / "week.csv"), "--to", "longbow", *notes[4:]]) == 1
+    assert f"was sent to {notes[1].removeprefix('longbow:')} before: give it, --to longbow:HOST:PORT" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "store" / ".longbow").exists()
+
+
 def test_what_was_set_aside_stays_so_until_it_is_mended(notes: list[str], tmp_path: Path) -> None:
     def aside() -> set[str]:
         with VectorStore.open(tmp_path / "store", collection="notes") as store:
