@@ -32,6 +32,7 @@ def deliver(
     """
     from fletcher_core.longbow.drain import drain
     from fletcher_core.longbow.sender import Sender
+    from fletcher_core.store.status import outbox_rows
 
     said = LongbowOptions(longbow, longbow_meta, longbow_ca, longbow_cert, longbow_key, longbow_server_name)
     started = time.monotonic()
@@ -49,6 +50,7 @@ def deliver(
             progress.show(total - left, total, _hindrance(report))
 
         report = drain(sender, timeout=timeout, progress=show)
+        live = outbox_rows(newest(opened), report.target)["searchable"]
     left, seconds = pending_rows(report), time.monotonic() - started
     is_delivered = report.is_complete and report.was_checked
     problem = ""
@@ -60,7 +62,7 @@ def deliver(
     print(
         f"{report.dataset} to Longbow at {report.target}: {report.rows_sent} rows sent ({report.bytes_sent} bytes) in "
         f"{seconds:.1f} s, {report.rows_retired} outdated rows deleted; "
-        f"{report.rows['searchable']} rows searchable, {left} waiting"
+        f"{live} live rows searchable, {left} waiting"
     )
     if is_delivered:
         return 0

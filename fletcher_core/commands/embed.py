@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fletcher_core.commands import options
-from fletcher_core.commands.options import LongbowOptions, in_options, longbow_client
+from fletcher_core.commands.options import LongbowOptions, in_options, longbow_client, newest
 from fletcher_core.commands.output import duration, note, print_json, printable
 from fletcher_core.commands.progress import Progress
 from fletcher_core.errors import ConfigError
@@ -248,6 +248,7 @@ def _to_longbow(
     from fletcher_core.pipeline import MaterializeSettings, materialize
     from fletcher_core.sources import metadata_schema
     from fletcher_core.store import VectorStore
+    from fletcher_core.store.status import outbox_rows
 
     root = folder / collection if VectorStore.exists(folder / collection) else folder
     with ExitStack() as stack:
@@ -272,11 +273,12 @@ def _to_longbow(
             ),
             progress=lambda now: progress.show(now.embedded, now.total),
         )
+        live = outbox_rows(newest(store), client.address.target)["searchable"]
     problem = in_options(report.delivery.problem) if report.delivery.problem else ""
     if as_json:
         print_json(_run_facts(report, problem))
     else:
-        print(_run_described(report, client.address.target))
+        print(_run_described(report, client.address.target, live))
     if report.quarantined or report.null_text or report.empty_text:
         note(
             f"not embedded: {report.quarantined} rows set aside (`fletcher quarantine list` says why), "
@@ -294,13 +296,13 @@ def _run_facts(report: "RunReport", problem: str) -> dict[str, Any]:
     return {**facts, "problem": problem}
 
 
-def _run_described(report: "RunReport", target: str) -> str:
+def _run_described(report: "RunReport", target: str, live: int) -> str:
     rate = report.embedded / max(report.seconds_total, 1e-9)
     delivery = report.delivery
     return (
         f"{report.generation}: {report.new} new, {report.changed} changed, {report.deleted} removed, "
         f"{report.unchanged} unchanged, {report.rows_in_store} rows in all; "
         f"{report.embedded:,} texts embedded in {duration(report.seconds_total)} "
-        f"({rate:,.0f} texts/s)\nLongbow at {target}: {delivery.sent} rows sent, {delivery.searchable} searchable, "
+        f"({rate:,.0f} texts/s)\nLongbow at {target}: {delivery.sent} rows sent, {live} live rows searchable, "
         f"{delivery.pending} waiting"
     )

@@ -47,3 +47,8 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def counted(count: int, one: str, more: str) -> str:
+    """`1 row waits`, `1,200 rows wait`."""
+    return f"{count:,} {one if count == 1 else more}"

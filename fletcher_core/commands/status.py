@@ -9,7 +9,7 @@ import typer
 
 from fletcher_core.commands import options
 from fletcher_core.commands.options import LongbowOptions, embedded_folder
-from fletcher_core.commands.output import print_json, size
+from fletcher_core.commands.output import counted, print_json, size
 from fletcher_core.errors import ConfigError, LongbowError
 
 if TYPE_CHECKING:
@@ -115,18 +115,24 @@ def _generation_lines(generation: "GenerationStatus") -> list[str]:
         _fact("model", f"{generation.model} ({generation.fingerprint[:12]}), vectors of {vectors}"),
         _fact(
             "rows",
-            f"{generation.rows:,} in {generation.files} files, {size(generation.bytes)}, "
-            f"{generation.partitions} partitions",
+            f"{generation.rows:,} in {counted(generation.files, 'file', 'files')}, {size(generation.bytes)}, "
+            f"{counted(generation.partitions, 'partition', 'partitions')}",
         ),
     ]
     if generation.last_run_at is not None:
         at = datetime.fromtimestamp(generation.last_run_at, UTC)
         lines.append(_fact("last run", f"{at:%Y-%m-%d %H:%M:%S} UTC ({generation.last_run_id})"))
     for target, rows in generation.outbox.items():
-        states = ", ".join(f"{count:,} {name}" for name, count in rows.items() if count)
+        names = {"searchable": "live rows searchable"}
+        states = ", ".join(f"{count:,} {names.get(name, name)}" for name, count in rows.items() if count)
         lines.append(_fact("outbox", f"{target}: {states or 'empty'}"))
     if not generation.outbox:
-        lines.append(_fact("outbox", "nothing was ever sent to a Longbow"))
+        waiting = (
+            f"{counted(generation.pending, 'row waits', 'rows wait')} for a first delivery"
+            if generation.pending
+            else "empty"
+        )
+        lines.append(_fact("outbox", f"{waiting}; nothing was ever sent to a Longbow"))
     lines.append(_fact("lock", ", ".join(generation.locked_by) or "nobody is writing"))
     return lines
 

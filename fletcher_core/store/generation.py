@@ -231,6 +231,11 @@ class Generation:
         counted = self._query(lambda: f"SELECT count(*) AS rows FROM ({self.live_sql(partition_key)})")
         return int(counted["rows"][0].as_py())
 
+    def live_rows_by_segment(self) -> dict[str, int]:
+        """Numbers of live rows by the label of their segment, for those that have some."""
+        counted = self._query(lambda: f"SELECT segment, count(*) AS rows FROM ({self.live_sql()}) GROUP BY segment")
+        return dict(zip(counted["segment"].to_pylist(), counted["rows"].to_pylist(), strict=True))
+
     def live_ids(self, ids: Sequence[str], partition_key: str) -> list[str]:
         """Those of `ids` that the partition has live rows of."""
         wanted = literals(ids)

@@ -17,7 +17,8 @@ from fletcher_core.store.store import VectorStore
 @dataclass(frozen=True)
 class GenerationStatus:
     """One model's vectors. `rows` are live; `bytes` of `files` on disk; `last_run_at` in seconds since 1970, None
-    without a run; `outbox` has, of each server that anything was sent to, the rows in each state (deletes are rows)."""
+    without a run; `outbox` is what `outbox_rows` says of each server that anything was sent to. `pending` rows are not
+    searchable on one of them, or, while there is none, wait for a first."""
 
     name: str
     model: str
@@ -31,6 +32,7 @@ class GenerationStatus:
     last_run_id: str | None
     last_run_at: float | None
     outbox: dict[str, dict[str, int]]
+    pending: int
     locked_by: list[str]
 
 
@@ -73,15 +75,8 @@ def generation_status(generation: Generation) -> GenerationStatus:
     """Raises StoreError when its files cannot be read."""
     segments, files = generation.segments(), generation.files()
     last = max(segments, key=lambda segment: segment.committed_at, default=None)
-    outbox: dict[str, dict[str, int]] = {}
-    for target in generation.manifest.targets(generation.name):
-        states = {
-            delivery.label: delivery.state for delivery in generation.manifest.deliveries(target, generation.name)
-        }
-        rows: dict[str, int] = dict.fromkeys(map(str, STATES), 0)
-        for segment in segments:
-            rows[states.get(segment.label, "pending")] += segment.rows
-        outbox[target] = rows
+    outbox = {target: outbox_rows(generation, target) for target in generation.manifest.targets(generation.name)}
+    waiting = [sum(rows.values()) - rows["searchable"] for rows in outbox.values()]
     locks = sorted((generation.root / "locks").glob(f"{generation.name}--*.lock"))
     return GenerationStatus(
         name=generation.name,
@@ -96,5 +91,18 @@ def generation_status(generation: Generation) -> GenerationStatus:
         last_run_id=None if last is None else last.run_id,
         last_run_at=None if last is None else last.committed_at,
         outbox=outbox,
+        pending=max(waiting, default=sum(segment.rows for segment in segments)),
         locked_by=[holder for path in locks if (holder := lock_holder(path)) is not None],
     )
+
+
+def outbox_rows(generation: Generation, target: str) -> dict[str, int]:
+    """Rows in each state of delivery to a server: of 'searchable' the live ones, as those that later rows replaced are
+    not found; of the others all that are to be sent, deletes among them. Raises StoreError."""
+    states = {delivery.label: delivery.state for delivery in generation.manifest.deliveries(target, generation.name)}
+    live = generation.live_rows_by_segment()
+    rows: dict[str, int] = dict.fromkeys(map(str, STATES), 0)
+    for segment in generation.segments():
+        state = states.get(segment.label, "pending")
+        rows[state] += live.get(segment.label, 0) if state == "searchable" else segment.rows
+    return rows

@@ -173,6 +173,12 @@ def test_without_an_address_the_embedded_server_is_begun_unless_others_have_the_
         types = {field.name: field.type for field in generation.schema}
         rows = pa.table({name: pa.array(value, types[name]) for name, value in row.items()})
         segment = generation.write_segment("", rows, "run")
+        assert main(["status", "--store", str(tmp_path)]) == 0
+        said = capsys.readouterr().out
+        assert "1 row waits for a first delivery; nothing was ever sent" in said
+        assert "1 in 1 file," in said
+        assert main(["status", "--store", str(tmp_path), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["generations"][0]["pending"] == 1
         try:
             assert main(["deliver", *where]) == 0
             assert "is started in" in (err := capsys.readouterr().err)

@@ -216,7 +216,13 @@ def test_rows_that_the_source_lacks_stay_unless_it_is_mirrored(
     assert main(["embed", str(tmp_path / "week1.csv"), *notes]) == 0
     capsys.readouterr()
     assert main(["embed", str(tmp_path / "week2.csv"), *notes]) == 0
-    assert "1 new, 1 changed, 1 removed, 0 unchanged, 3 rows in all" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 new, 1 changed, 1 removed, 0 unchanged, 3 rows in all" in said
+    assert "3 live rows searchable, 0 waiting" in said
+    assert main(["status", "--store", str(tmp_path / "store"), "--json"]) == 0
+    (generation,) = json.loads(capsys.readouterr().out)["generations"]
+    assert generation["pending"] == 0
+    assert [rows["searchable"] for rows in generation["outbox"].values()] == [3]
     assert rows_of(tmp_path / "store") == {"1", "3", "4"}  # 2 is in the source, without a text
     assert main(["embed", str(tmp_path / "week2.csv"), *notes, "--mirror"]) == 0
     assert "0 new, 0 changed, 1 removed, 2 unchanged, 2 rows in all" in capsys.readouterr().out
