@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +29,9 @@ _SETTINGS = {
     "tls_server_name": "--longbow-server-name",
     "token_env": f"${_TOKEN}",
     "token_header": f"${_TOKEN_HEADER}",
+    "id_column": "--id",
     "text_columns": "--text",
+    "metadata_columns": "--keep",
     "max_length": "--max-length",
     "long_text": "--long-text",
 }
@@ -183,6 +185,11 @@ def newest(store: "VectorStore") -> "Generation":
     generation = store.current()
     assert generation is not None
     return generation
+
+
+def in_own_options(message: str, names: Mapping[str, str]) -> str:
+    """An error's message with settings replaced by options of the one command that it comes from: `names` has them."""
+    return re.sub(r"\b\w+\b", lambda word: names.get(word[0], word[0]), message)
 
 
 def in_options(message: str) -> str:

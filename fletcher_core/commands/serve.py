@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fletcher_core.commands import options
-from fletcher_core.commands.options import LongbowOptions
+from fletcher_core.commands.options import LongbowOptions, in_own_options
 from fletcher_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,13 +17,23 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _KEY = "FLETCHER_API_KEY"
+_SETTINGS = {
+    "tls_certificate": "--tls-cert",
+    "tls_key": "--tls-key",
+    "flight_port": "--flight-port",
+    "api_keys": "--api-key-file",
+    "max_queue_tokens": "--max-queue-tokens",
+    "request_timeout": "--request-timeout",
+    "drain_timeout": "--drain-timeout",
+}
+"""What the command calls the service's settings: of a Longbow's it calls those of the same name otherwise."""
 
 
 def serve(
     host: Annotated[str, typer.Option("--host", help="Where to listen.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Of HTTP.")] = 8080,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of HTTP; 0 takes a free one.")] = 8080,
     flight_port: Annotated[
-        int | None, typer.Option("--flight-port", help="Of Arrow Flight.", show_default="no Flight")
+        int | None, typer.Option("--flight-port", min=0, max=65535, help="Of Arrow Flight.", show_default="no Flight")
     ] = None,
     model: options.Model = options.DEFAULT_MODEL,
     engine: options.Engine = "auto",
@@ -38,13 +48,14 @@ def serve(
     long_text: options.LongText = "truncate",
     threads: options.Threads = None,
     window_ms: Annotated[
-        float, typer.Option("--window-ms", help="How long a request waits for others to share a batch with.")
+        float,
+        typer.Option("--window-ms", min=0, max=1000, help="How long a request waits for others to share a batch with."),
     ] = 2.0,
     max_queue_tokens: Annotated[
-        int, typer.Option("--max-queue-tokens", help="When more wait, requests are turned away.")
+        int, typer.Option("--max-queue-tokens", min=1, help="When more wait, requests are turned away.")
     ] = 1 << 20,
     cache_bytes: Annotated[
-        int, typer.Option("--cache-bytes", help="Memory for vectors of texts embedded before; 0 for none.")
+        int, typer.Option("--cache-bytes", min=0, help="Memory for vectors of texts embedded before; 0 for none.")
     ] = 0,
     alias: Annotated[
         list[str] | None,
@@ -67,7 +78,7 @@ def serve(
     ] = None,
     tls_key: Annotated[Path | None, typer.Option("--tls-key", help="PEM file of its key.", show_default=False)] = None,
     layer_sample: Annotated[
-        int, typer.Option("--layer-sample", metavar="N", help="Time the layers of one batch in N; 0 of none.")
+        int, typer.Option("--layer-sample", min=0, metavar="N", help="Time the layers of one batch in N; 0 of none.")
     ] = 0,
     log_format: Annotated[
         Literal["auto", "pretty", "json"],
@@ -94,6 +105,7 @@ def serve(
     from fletcher_core.cache import VectorCache
     from fletcher_core.embedder import Embedder
     from fletcher_core.longbow.client import LongbowSettings
+    from fletcher_core.longbow.credentials import read_key_pair
     from fletcher_core.service.run import NICENESS
     from fletcher_core.service.run import serve as serve_until_told
     from fletcher_core.service.settings import BatcherSettings, ServiceSettings
@@ -103,23 +115,29 @@ def serve(
     start_logging("json" if as_json else log_format)
     end_tracing = start_tracing("fletcher")
     said = LongbowOptions(longbow, longbow_meta, longbow_ca, longbow_cert, longbow_key, longbow_server_name)
-    batching = BatcherSettings(
-        window_seconds=window_ms / 1000, max_queue_tokens=max_queue_tokens, request_timeout=request_timeout
-    )
-    key = _api_key(api_key_file)
-    settings = ServiceSettings(
-        host=host,
-        port=port,
-        flight_port=flight_port,
-        api_keys=(key,) if key else (),
-        model_aliases=tuple(alias or ()),
-        tls_certificate=tls_cert,
-        tls_key=tls_key,
-        batching=batching,
-        drain_timeout=drain_timeout,
-        longbow=LongbowSettings(longbow, longbow_meta, credentials=said.credentials()) if longbow else None,
-        metrics=metrics,
-    )
+    longbow_settings = LongbowSettings(longbow, longbow_meta, credentials=said.credentials()) if longbow else None
+    try:
+        batching = BatcherSettings(
+            window_seconds=window_ms / 1000, max_queue_tokens=max_queue_tokens, request_timeout=request_timeout
+        )
+        key = _api_key(api_key_file)
+        settings = ServiceSettings(
+            host=host,
+            port=port,
+            flight_port=flight_port,
+            api_keys=(key,) if key else (),
+            model_aliases=tuple(alias or ()),
+            tls_certificate=tls_cert,
+            tls_key=tls_key,
+            batching=batching,
+            drain_timeout=drain_timeout,
+            longbow=longbow_settings,
+            metrics=metrics,
+        )
+        if tls_cert is not None and tls_key is not None:
+            read_key_pair(tls_cert, tls_key, "--tls-cert", "--tls-key")
+    except ConfigError as error:
+        raise ConfigError(in_own_options(str(error), _SETTINGS)) from error
     embedder = Embedder.load(
         model,
         engine=engine,

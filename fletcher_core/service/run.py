@@ -16,6 +16,7 @@ import uvicorn
 from fletcher_core.embedder import Embedder
 from fletcher_core.errors import ConfigError
 from fletcher_core.longbow.client import LongbowClient
+from fletcher_core.longbow.credentials import read_key_pair
 from fletcher_core.longbow.server.access import ServerTls
 from fletcher_core.service.batcher import Batcher
 from fletcher_core.service.flight import FlightService, FlightSettings
@@ -168,6 +169,8 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _http_server(service: HttpService, settings: ServiceSettings, end: _End) -> _Server:
+    if settings.tls_certificate is not None and settings.tls_key is not None:
+        read_key_pair(settings.tls_certificate, settings.tls_key, "tls_certificate", "tls_key")  # in words
     try:
         config = uvicorn.Config(
             service.app,
