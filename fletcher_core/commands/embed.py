@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fletcher_core.commands import options
-from fletcher_core.commands.options import LongbowOptions, in_options, longbow_client, newest
+from fletcher_core.commands.options import LongbowOptions, asset_folder, in_options, longbow_client, newest
 from fletcher_core.commands.output import duration, note, print_json, printable
 from fletcher_core.commands.progress import Progress
 from fletcher_core.errors import ConfigError
@@ -119,6 +119,8 @@ def embed(
         raise ConfigError(f"--to is {to!r}: it must end in .parquet or .npy, or be -, longbow or longbow:HOST:PORT")
     if target and (store is None or not collection):
         raise ConfigError("--to longbow needs --store and --collection: what was sent is remembered there")
+    if target and store is not None and collection:
+        asset_folder(store, collection)  # its name is refused before a model is loaded
     if target and on_error == "fail":
         raise ConfigError("--on-error fail is for files: rows for Longbow that cannot be embedded go to the quarantine")
     if not target and (store is not None or collection):
@@ -250,7 +252,7 @@ def _to_longbow(
     from fletcher_core.store import VectorStore
     from fletcher_core.store.status import outbox_rows
 
-    root = folder / collection if VectorStore.exists(folder / collection) else folder
+    root = below if VectorStore.exists(below := asset_folder(folder, collection)) else folder
     with ExitStack() as stack:
         source = named.table_source(selection, name=collection, metadata=selection.keep)
         if source is None:

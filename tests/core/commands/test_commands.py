@@ -146,6 +146,8 @@ def test_status_tells_who_is_writing_and_quarantine_refuses_unknown_names(
         assert main(["quarantine", "list", *wrong, *where]) == 1
         assert re.search(f"known are .*{known}", capsys.readouterr().err)
     assert main(["status", "--store", str(tmp_path / "none")]) == 1
+    assert main(["deliver", "--store", str(tmp_path / "vectors"), "--collection", "../vectors/notes"]) == 1
+    assert "--collection is '../vectors/notes': give a name" in capsys.readouterr().err
     assert main(["search", "x", "--store", str(tmp_path / "vectors"), "--collection", "no"]) == 1
     assert "it has the collections notes" in capsys.readouterr().err
 

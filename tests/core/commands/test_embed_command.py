@@ -308,6 +308,10 @@ def test_what_was_set_aside_stays_so_until_it_is_mended(notes: list[str], tmp_pa
         (["a.txt", "--to", "x.csv"], "--to is 'x.csv'"),
         (["a.txt", "--to", "longbow"], "needs --store and --collection"),
         (["a.txt", "--to", "x.npy", "--mirror"], "--mirror and --replace are for --to longbow"),
+        *(
+            (["a.txt", "--to", "longbow", "--store", "s", "--collection", name], "--collection is ")
+            for name in ("../x", "a/b", "a\\b", "..", " ", "a\nb", "x" * 201, "\udc80/")
+        ),
         (["a.duckdb", "--to", "x.npy"], "either a --table or a --query"),
     ],
 )
