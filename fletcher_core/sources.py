@@ -4,6 +4,7 @@ A source names its columns; `attach` makes it readable on a DuckDB connection as
 attached read-only and only as long as a scan takes, since a reader keeps writers out.
 """
 
+import logging
 import os
 import re
 import time
@@ -25,8 +26,11 @@ from fletcher_core.template import parse_template
 
 __all__ = ["DuckDBTable", "ParquetTable", "Partition", "Source", "attached", "column_types", "metadata_schema"]
 
+_LOG = logging.getLogger(__name__)
+
 _CATALOG = "fletcher_source"  # the name a database has while attached
 _RETRY_SECONDS = 0.1
+_SAID_AFTER_SECONDS = 1.0
 
 
 _WHOLE = Partition()
@@ -98,7 +102,7 @@ class DuckDBTable:
 
     def _attach_when_free(self, connection: duckdb.DuckDBPyConnection) -> None:
         path = Path(self.database)
-        deadline = time.monotonic() + self.lock_timeout
+        started, is_said = time.monotonic(), False
         while True:
             if not path.is_file():
                 raise SourceError(
@@ -111,11 +115,18 @@ class DuckDBTable:
                 holder = _lock_holder(str(error))
                 if holder is None:
                     raise SourceError(f"cannot open the DuckDB database {str(path)!r}: {first_line(error)}") from error
-                if time.monotonic() >= deadline:
+                waited = time.monotonic() - started
+                if waited >= self.lock_timeout:
                     raise SourceError(
                         f"the DuckDB database {str(path)!r} is held open by {holder}, "
                         f"still after {self.lock_timeout:g} s: close it there, or raise lock_timeout"
                     ) from error
+                if waited >= _SAID_AFTER_SECONDS and not is_said:
+                    _LOG.warning(
+                        "the DuckDB database %s is held open by %s: waiting for it, for %g s at most",
+                        *(str(path), holder, self.lock_timeout),
+                    )
+                    is_said = True
             time.sleep(_RETRY_SECONDS)
 
     def _qualified_table(self, connection: duckdb.DuckDBPyConnection) -> str:

@@ -62,6 +62,12 @@ def embed(
         str | None,
         typer.Option("--query", metavar="SQL", help="On a DuckDB database, or FROM files.", show_default=False),
     ] = None,
+    lock_timeout: Annotated[
+        float,
+        typer.Option(
+            "--lock-timeout", min=0, metavar="SECONDS", help="How long to wait for who writes the DuckDB database."
+        ),
+    ] = 30.0,
     on_error: Annotated[
         Literal["null", "fail"],
         typer.Option("--on-error", help="A row that cannot be embedded: it has no vector, or is an error."),
@@ -112,7 +118,7 @@ def embed(
     from fletcher_core.files.rows import Selection
 
     selection = Selection(tuple(text or ()), row_id, tuple(keep or ()), template)
-    named = Named(tuple(sources), table, query)
+    named = Named(tuple(sources), table, query, lock_timeout)
     named.kind  # noqa: B018 - it is refused before a model is loaded
     target = _LONGBOW.fullmatch(to)
     if not target and to != "-" and Path(to).suffix not in (".parquet", ".npy"):

@@ -32,6 +32,7 @@ _SETTINGS = {
     "token_header": f"${_TOKEN_HEADER}",
     "id_column": "--id",
     "text_columns": "--text",
+    "lock_timeout": "--lock-timeout",
     "metadata_columns": "--keep",
     "max_length": "--max-length",
     "long_text": "--long-text",
@@ -178,8 +179,8 @@ def open_store(folder: Path, collection: str) -> "VectorStore":
     """The store that is there: a command that reads makes none.
 
     Raises:
-        ConfigError: a name that no collection can have; there is no store, or it has no such collection; names those that
-            there are.
+        ConfigError: a name that no collection can have; there is no store, or it has no such collection; names those
+            that there are.
     """
     from fletcher_core.store import VectorStore
     from fletcher_core.store.status import find_collections

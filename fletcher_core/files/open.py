@@ -36,11 +36,12 @@ _PACKED = (".gz", ".zst")  # which DuckDB opens by itself
 @dataclass(frozen=True)
 class Named:
     """What was named. Args: names of files, globs, or `-` for standard input; a DuckDB database with `table` or
-    `query`."""
+    `query`, and seconds to wait for a process that writes the database."""
 
     names: tuple[str, ...]
     table: str | None = None
     query: str | None = None
+    lock_timeout: float = 30.0
 
     @property
     def kind(self) -> Kind:
@@ -82,7 +83,13 @@ class Named:
             "name": name,
         }
         if self.kind == "duckdb":
-            return DuckDBTable(self.names[0], table=self.table, query=self.query, **columns)  # type: ignore[arg-type]
+            return DuckDBTable(
+                self.names[0],
+                table=self.table,
+                query=self.query,
+                lock_timeout=self.lock_timeout,
+                **columns,  # type: ignore[arg-type]
+            )
         if self.kind == "parquet":
             return ParquetTable(self.names, query=self.query, **columns)  # type: ignore[arg-type]
         return None

@@ -284,6 +284,17 @@ def test_a_store_that_was_sent_elsewhere_is_not_sent_to_an_embedded_server(
     assert not (tmp_path / "store" / ".longbow").exists()
 
 
+def test_a_database_that_is_being_written_is_waited_for_in_words(
+    sources: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with duckdb.connect(sources["table"][0]):
+        assert main(["embed", *sources["table"], "--to", str(tmp_path / "x.npy"), "--lock-timeout", "1.3"]) == 1
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "fletcher_core.sources"]
+    assert "is held open by" in said
+    assert said.endswith("waiting for it, for 1.3 s at most")
+    assert "raise lock_timeout (on the command line lock_timeout is --lock-timeout)" in capsys.readouterr().err
+
+
 def test_what_was_set_aside_stays_so_until_it_is_mended(notes: list[str], tmp_path: Path) -> None:
     def aside() -> set[str]:
         with VectorStore.open(tmp_path / "store", collection="notes") as store:
