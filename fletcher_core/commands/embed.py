@@ -14,7 +14,6 @@ from fletcher_core.commands import options
 from fletcher_core.commands.options import LongbowOptions, asset_folder, in_options, longbow_client, newest
 from fletcher_core.commands.output import duration, note, print_json, printable
 from fletcher_core.commands.progress import Progress
-from fletcher_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from fletcher_core.embedder import Embedder
@@ -122,21 +121,27 @@ def embed(
     named.kind  # noqa: B018 - it is refused before a model is loaded
     target = _LONGBOW.fullmatch(to)
     if not target and to != "-" and Path(to).suffix not in (".parquet", ".npy"):
-        raise ConfigError(f"--to is {to!r}: it must end in .parquet or .npy, or be -, longbow or longbow:HOST:PORT")
+        raise typer.BadParameter(
+            f"--to is {to!r}: it must end in .parquet or .npy, or be -, longbow or longbow:HOST:PORT"
+        )
+    if not target and to != "-" and Path(to).is_dir():
+        raise typer.BadParameter(f"--to is {to!r}, which is a folder: name a file in it")
     if target and (store is None or not collection):
-        raise ConfigError("--to longbow needs --store and --collection: what was sent is remembered there")
+        raise typer.BadParameter("--to longbow needs --store and --collection: what was sent is remembered there")
     if target and store is not None and collection:
         asset_folder(store, collection)  # its name is refused before a model is loaded
     if target and on_error == "fail":
-        raise ConfigError("--on-error fail is for files: rows for Longbow that cannot be embedded go to the quarantine")
+        raise typer.BadParameter(
+            "--on-error fail is for files: rows for Longbow that cannot be embedded go to the quarantine"
+        )
     if not target and (store is not None or collection):
-        raise ConfigError("--store and --collection are for --to longbow: leave them out, or send to longbow")
+        raise typer.BadParameter("--store and --collection are for --to longbow: leave them out, or send to longbow")
     if not target and to != "-" and named.includes(Path(to)):
-        raise ConfigError(f"--to is {to!r}, which is a source: its texts would be gone. Name another file")
+        raise typer.BadParameter(f"--to is {to!r}, which is a source: its texts would be gone. Name another file")
     if (mirror or replace) and not target:
-        raise ConfigError("--mirror and --replace are for --to longbow: a file is always written anew")
+        raise typer.BadParameter("--mirror and --replace are for --to longbow: a file is always written anew")
     if to == "-" and not as_json and sys.stdout.isatty():
-        raise ConfigError("--to - writes an Arrow stream, which is not for a terminal: pipe it, or add --json")
+        raise typer.BadParameter("--to - writes an Arrow stream, which is not for a terminal: pipe it, or add --json")
 
     from fletcher_core.embedder import Embedder
 

@@ -62,10 +62,10 @@ Precision = Annotated[
     Literal["auto", "bf16", "fp16", "fp32", "int8"], typer.Option("--precision", help="What the engine computes in.")
 ]
 MaxLength = Annotated[
-    int | None, typer.Option("--max-length", help="The most tokens of a text.", show_default="the model's")
+    int | None, typer.Option("--max-length", min=1, help="The most tokens of a text.", show_default="the model's")
 ]
 Dimension = Annotated[
-    int | None, typer.Option("--dimension", help="Keep the first elements of each vector.", show_default="all")
+    int | None, typer.Option("--dimension", min=1, help="Keep the first elements of each vector.", show_default="all")
 ]
 Prompt = Annotated[
     str | None,
@@ -77,7 +77,7 @@ LongText = Annotated[
     Literal["truncate", "chunk", "error"],
     typer.Option("--long-text", help="What to do with texts above the most tokens."),
 ]
-Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.", show_default="all cores")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")]
 
 Store = Annotated[
     Path,

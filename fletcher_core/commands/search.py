@@ -18,7 +18,7 @@ def search(
     query: Annotated[str, typer.Argument(help="What to look for.")],
     store: options.Store,
     collection: options.Collection,
-    k: Annotated[int, typer.Option("-k", help="How many hits.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many hits.")] = 10,
     model: options.Model = options.DEFAULT_MODEL,
     query_prompt: Annotated[
         str | None, typer.Option("--query-prompt", help="Prompt for queries.", show_default="the model's")

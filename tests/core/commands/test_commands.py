@@ -79,8 +79,11 @@ def test_nothing_large_is_imported_to_show_help_or_to_refuse() -> None:
         assert run.stdout.splitlines()[-1] == "[]", arguments
 
 
+NONE_FOUND = ["search", "x", "-k", "0", "--store", "s", "--collection", "c"]
+
+
 def test_wrong_arguments_end_with_2_and_with_json_in_json(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["none"], ["embed", "x", "--to", "y.npy", "--engine", "steam"], ["deliver"]):
+    for arguments in (["none"], ["embed", "x", "--to", "y.npy", "--engine", "steam"], ["deliver"], NONE_FOUND):
         with pytest.raises(SystemExit, match="2"):
             main(arguments)
         assert "Usage: fletcher" in capsys.readouterr().err

@@ -313,12 +313,37 @@ def test_what_was_set_aside_stays_so_until_it_is_mended(notes: list[str], tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["a.txt", "--to", "x.csv"], "--to is 'x.csv'"),
+        (["a.txt", "--to", "x.npy"], "'x.npy', which is a folder: name a file in it"),
+        (["a.txt", "--to", "longbow"], "needs --store and --collection"),
+        (["a.txt", "--to", "y.npy", "--store", "s"], "--store and --collection are for --to longbow"),
+        (["a.txt", "--to", "y.npy", "--mirror"], "--mirror and --replace are for --to longbow"),
+        (["a.txt", "--to", "y.npy", "--max-length", "0"], "--max-length"),
+        (["a.txt", "--to", "y.npy", "--dimension", "0"], "--dimension"),
+        (["a.txt", "--to", "y.npy", "--threads", "0"], "--threads"),
+        (["a.txt", "--to", "y.npy", "--lock-timeout", "-1"], "--lock-timeout"),
+    ],
+)
+def test_arguments_that_do_not_go_together_are_wrong_usage(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.npy").mkdir()
+    with pytest.raises(SystemExit, match="2"):
+        main(["embed", *arguments])
+    assert "Usage: fletcher embed" in (err := capsys.readouterr().err)
+    assert said in err
+    with pytest.raises(SystemExit, match="2"):
+        main(["embed", *arguments, "--json"])
+    assert said in json.loads(capsys.readouterr().err)["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
         (["none.txt", "--to", "x.npy"], "there is no file at 'none.txt'"),
         (["none.parquet", "--to", "x.npy"], "there is no Parquet file at 'none.parquet'"),
         (["a.txt", "b.csv", "--to", "x.npy"], "several kinds (csv, lines)"),
-        (["a.txt", "--to", "x.csv"], "--to is 'x.csv'"),
-        (["a.txt", "--to", "longbow"], "needs --store and --collection"),
-        (["a.txt", "--to", "x.npy", "--mirror"], "--mirror and --replace are for --to longbow"),
         *(
             (["a.txt", "--to", "longbow", "--store", "s", "--collection", name], "--collection is ")
             for name in ("../x", "a/b", "a\\b", "..", " ", "a\nb", "x" * 201, "\udc80/")
