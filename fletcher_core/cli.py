@@ -6,6 +6,7 @@ Ctrl-C is taken care of before anything large is imported, and every failure is 
 import os
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 
 from fletcher_core.errors import ConfigError, FletcherError
 from fletcher_core.interrupts import EXIT_STATUS, orderly_then_at_once
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _tell(type(error).__name__, in_options(str(error)), as_json)
         return 1
     except KeyboardInterrupt:
-        _tell("KeyboardInterrupt", "interrupted; what was done so far stays", as_json)
+        _tell("KeyboardInterrupt", f"interrupted{_what_stays(given)}", as_json)
         return EXIT_STATUS
     except BrokenPipeError:  # whoever read our output has enough: `fletcher ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -44,6 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         said = f"unexpected {type(error).__name__}: {error}. Set {TRACEBACK}=1 and report what is printed then"
         _tell(type(error).__name__, said, as_json)
         return 1
+
+
+def _what_stays(given: Sequence[str]) -> str:
+    """Of what an interrupted command did."""
+    command = next((word for word in given if not word.startswith("-")), "")
+    said = [word.removeprefix("--to=") for word in given if word.startswith("--to=")]
+    to = [*said, *(after for word, after in pairwise(given) if word == "--to"), ""][0]
+    if command in ("deliver", "reconcile", "compact") or (command == "embed" and to.split(":")[0] == "longbow"):
+        return "; what was done so far stays"
+    if command == "embed":
+        return "; the output is not whole" if to == "-" else "; no file was written"
+    return ""
 
 
 def _run(given: list[str], as_json: bool) -> int:

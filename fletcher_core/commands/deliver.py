@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fletcher_core.commands import options
 from fletcher_core.commands.options import LongbowOptions, in_options, longbow_client, newest, open_store
-from fletcher_core.commands.output import note, print_json
+from fletcher_core.commands.output import counted, note, print_json
 from fletcher_core.commands.progress import Progress
 
 if TYPE_CHECKING:
@@ -60,9 +60,10 @@ def deliver(
         print_json({**asdict(report), "waiting": left, "seconds": round(seconds, 3), "problem": problem})
         return 0 if is_delivered else 1
     print(
-        f"{report.dataset} to Longbow at {report.target}: {report.rows_sent} rows sent ({report.bytes_sent} bytes) in "
-        f"{seconds:.1f} s, {report.rows_retired} outdated rows deleted; "
-        f"{live} live rows searchable, {left} waiting"
+        f"{report.dataset} to Longbow at {report.target}: "
+        f"{counted(report.rows_sent, 'row', 'rows')} sent ({report.bytes_sent} bytes) in "
+        f"{seconds:.1f} s, {counted(report.rows_retired, 'outdated row', 'outdated rows')} deleted; "
+        f"{counted(live, 'live row', 'live rows')} searchable, {left} waiting"
     )
     if is_delivered:
         return 0

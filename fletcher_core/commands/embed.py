@@ -12,7 +12,7 @@ import typer
 
 from fletcher_core.commands import options
 from fletcher_core.commands.options import LongbowOptions, asset_folder, in_options, longbow_client, newest
-from fletcher_core.commands.output import duration, note, print_json, printable
+from fletcher_core.commands.output import counted, duration, note, print_json, printable
 from fletcher_core.commands.progress import Progress
 
 if TYPE_CHECKING:
@@ -189,11 +189,13 @@ def _to_file(rows: "Rows", embedder: "Embedder", to: str, on_error: Literal["nul
         more = ", ..." if refused.count > len(refused.ids) else ""
         note(
             printable(
-                f"{refused.count} rows have no vector ({reason}): id {', '.join(refused.ids)}{more}. {refused.message}"
+                f"{counted(refused.count, 'row has', 'rows have')} no vector "
+                f"({reason}): id {', '.join(refused.ids)}{more}. {refused.message}"
             )
         )
     if report.truncated:
-        note(f"{report.truncated} texts were longer than {embedder.encoder.max_length} tokens and cut (--long-text)")
+        cut = counted(report.truncated, "text was", "texts were")
+        note(f"{cut} longer than {embedder.encoder.max_length} tokens and cut (--long-text)")
     facts = _facts(report, embedder)
     if as_json and to != "-":
         print_json({"to": to, **facts})
@@ -294,7 +296,8 @@ def _to_longbow(
         print(_run_described(report, client.address.target, live))
     if report.quarantined or report.null_text or report.empty_text:
         note(
-            f"not embedded: {report.quarantined} rows set aside (`fletcher quarantine list` says why), "
+            f"not embedded: {counted(report.quarantined, 'row', 'rows')} set aside "
+            "(`fletcher quarantine list` says why), "
             f"{report.null_text} with a null text, {report.empty_text} with an empty one"
         )
     if problem:
@@ -314,8 +317,9 @@ def _run_described(report: "RunReport", target: str, live: int) -> str:
     delivery = report.delivery
     return (
         f"{report.generation}: {report.new} new, {report.changed} changed, {report.deleted} removed, "
-        f"{report.unchanged} unchanged, {report.rows_in_store} rows in all; "
-        f"{report.embedded:,} texts embedded in {duration(report.seconds_total)} "
-        f"({rate:,.0f} texts/s)\nLongbow at {target}: {delivery.sent} rows sent, {live} live rows searchable, "
+        f"{report.unchanged} unchanged, {counted(report.rows_in_store, 'row', 'rows')} in all; "
+        f"{counted(report.embedded, 'text', 'texts')} embedded in {duration(report.seconds_total)} "
+        f"({rate:,.0f} texts/s)\nLongbow at {target}: {counted(delivery.sent, 'row', 'rows')} sent, "
+        f"{counted(live, 'live row', 'live rows')} searchable, "
         f"{delivery.pending} waiting"
     )

@@ -23,6 +23,7 @@ from fletcher_core.text_window import EmbeddedTexts
 from fletcher_core.window import refusals
 
 OnError = Literal["null", "fail"]
+_NOT_UTF8 = "the text is not valid UTF-8"  # as tokenizers say it
 _NAMED = 5  # ids of a reason that are kept
 # No text of people has nothing but these: separators, control and format characters.
 _VISIBLE = r"[^\p{Z}\p{Cc}\p{Cf}]"
@@ -41,7 +42,7 @@ class Refused:
 class EmbedReport:
     """What was done. `rows` were read; `embedded` of them have a vector; `truncated` were cut to the model's limit;
     `computed` texts went through the engine, `tokens` of them; `refused` by reason: null_text, empty_text,
-    not_tokenized, too_long, engine_failed or invalid_vector."""
+    invalid_text, not_tokenized, too_long, engine_failed or invalid_vector."""
 
     rows: int = 0
     embedded: int = 0
@@ -168,6 +169,8 @@ def _refuse(window: _Window, reasons: npt.NDArray[np.object_], report: EmbedRepo
     ids = window.rows.columns[ID]
     for row in np.flatnonzero(reasons != ""):
         reason, message = reasons[row].split(": ", 1)
+        if reason == "not_tokenized" and message.startswith(_NOT_UTF8):  # as the quarantine of a store calls it
+            reason = "invalid_text"
         name = str(ids[int(row)].as_py())
         if on_error == "fail":
             raise InputError(f"id {name}: {message}. Correct or leave out the row, or let such rows have no vector")

@@ -147,11 +147,15 @@ class TableRows:
         return f"SELECT {', '.join([*chosen, f'{text} AS {_TEXT}'])} FROM {relation}"
 
     def _failed(self, error: Exception) -> SourceError:
-        said = first_line(error)
-        advice = ""
-        if isinstance(self._table, TextTable) and ("unicode" in said.lower() or "utf" in said.lower()):
-            advice = ". Write the file again in UTF-8"
-        return SourceError(f"cannot read {self._origin}: {said}{advice}")
+        return _unreadable(self._origin, error)
+
+
+def _unreadable(origin: str, error: Exception) -> SourceError:
+    """The failure in terms of the source; DuckDB says below its first line that a text file has another encoding."""
+    said, everything = first_line(error), str(error).lower()
+    if "utf-8" in everything or "invalid unicode" in everything or "utf8" in everything:
+        said += ": it has bytes that are not UTF-8. Write the file again in that encoding, as by iconv -t UTF-8"
+    return SourceError(f"cannot read {origin}: {said}")
 
 
 def _checked_columns(
@@ -161,7 +165,7 @@ def _checked_columns(
     try:
         described = connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()
     except duckdb.Error as error:
-        raise SourceError(f"cannot read {origin}: {first_line(error)}") from error
+        raise _unreadable(origin, error) from error
     types = {str(row[0]).lower(): str(row[1]) for row in described}
     names = [str(row[0]) for row in described]
     for name in selection.wanted:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fletcher_core import cli
 from fletcher_core.cli import main
 from fletcher_core.commands import models as models_command
 from fletcher_core.commands import options
@@ -221,6 +222,27 @@ def test_the_shell_completes_commands_collections_and_models(tmp_path: Path) -> 
             [sys.executable, "-c", SCRIPT], env={**os.environ, **words}, cwd=ROOT, capture_output=True, text=True
         )
         assert run.stdout.split() == [wanted], run.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["embed", "a.txt", "--to", "x.npy"], "interrupted; no file was written"),
+        (["embed", "a.txt", "--to=-"], "interrupted; the output is not whole"),
+        (["embed", "a.txt", "--to", "longbow:h:1"], "interrupted; what was done so far stays"),
+        (["compact"], "interrupted; what was done so far stays"),
+        (["models"], "interrupted"),
+    ],
+)
+def test_an_interrupt_says_what_stays(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", interrupted)
+    assert main(arguments) == 130
+    assert capsys.readouterr().err == f"fletcher: {said}\n"
 
 
 def test_an_interrupt_while_it_starts_is_no_traceback() -> None:

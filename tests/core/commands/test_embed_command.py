@@ -121,8 +121,9 @@ def test_rows_that_cannot_be_embedded_are_counted_named_and_have_no_vector(
         assert (facts["rows"], facts["embedded"], facts["computed"]) == (5, 2, 1)
         assert sum(refused["count"] for refused in facts["refused"].values()) == 3
         assert null in facts["refused"]
-        assert facts["refused"]["not_tokenized"]["ids"] == ["c" if source == "in.parquet" else "2"]
+        assert facts["refused"]["invalid_text"]["ids"] == ["c" if source == "in.parquet" else "2"]
         assert "not valid UTF-8" in said.err
+        assert "1 row has no vector (invalid_text): id " in said.err
         assert [row is None for row in pq.read_table(out)["vector"].to_pylist()] == [False, True, True, True, False]
         assert main(["embed", str(tmp_path / source), "--to", str(tmp_path / "out.npy")]) == 0
         assert np.isnan(np.load(tmp_path / "out.npy")).all(axis=1).tolist() == [False, True, True, True, False]
@@ -293,6 +294,16 @@ def test_a_database_that_is_being_written_is_waited_for_in_words(
     assert "is held open by" in said
     assert said.endswith("waiting for it, for 1.3 s at most")
     assert "raise lock_timeout (on the command line lock_timeout is --lock-timeout)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])
+def test_a_file_of_another_encoding_is_said_to_be(
+    ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {"csv": "id,text\n1,café\n", "tsv": "id\ttext\n1\tcafé\n", "jsonl": '{"id": 1, "text": "café"}\n'}
+    (tmp_path / f"in.{ending}").write_bytes(rows[ending].encode("latin-1"))
+    assert main(["embed", str(tmp_path / f"in.{ending}"), "--to", str(tmp_path / "x.npy")]) == 1
+    assert "bytes that are not UTF-8. Write the file again in that encoding" in capsys.readouterr().err
 
 
 def test_what_was_set_aside_stays_so_until_it_is_mended(notes: list[str], tmp_path: Path) -> None:
