@@ -41,7 +41,7 @@ def test_deliver_sends_what_waits_and_says_what_it_did(
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"{collection.generation.name} to Longbow at 127.0.0.1:")
     assert "4 rows sent (" in line
-    assert "2 outdated rows deleted; 4 rows searchable, 0 waiting" in line
+    assert "2 outdated rows deleted; 2 live rows searchable, 0 waiting" in line
     assert main(["deliver", *where]) == 0
     assert ": 0 rows sent (0 bytes)" in capsys.readouterr().out
 
@@ -59,7 +59,7 @@ def test_deliver_to_a_server_that_is_down_ends_with_the_reason(
     assert main(["deliver", *where]) == 1
     said = capsys.readouterr()
     assert "0 rows sent" in said.out
-    assert "0 rows searchable, 2 waiting" in said.out
+    assert "0 live rows searchable, 2 waiting" in said.out
     assert f"fletcher: Longbow at {server.address.data}" in said.err
     assert "not reachable" in said.err
     assert main(["deliver", "--timeout", "0.3", *where]) == 1
@@ -85,7 +85,7 @@ def test_deliver_with_a_timeout_waits_for_a_server_that_is_still_to_come(
     server.start()
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert "2 rows searchable, 0 waiting" in out
+    assert "2 live rows searchable, 0 waiting" in out
 
 
 def test_refusals_name_the_options_of_the_command_line(
@@ -133,7 +133,7 @@ def test_settings_of_an_address_without_one_are_refused(
     collection.write(["a"])
     store = ["--store", str(tmp_path / "store"), "--collection", "docs"]
     assert main(["deliver", *store, "--longbow-meta", "h:1", "--longbow-ca", "ca.pem"]) == 1
-    assert "--longbow-meta, --longbow-ca: set, but --longbow is not" in capsys.readouterr().err
+    assert "--longbow-meta, --longbow-ca: set, but no address is" in capsys.readouterr().err
 
 
 def test_deliver_ends_on_a_refusal_with_the_reason(
@@ -206,7 +206,7 @@ def test_two_processes_deliver_each_row_once(
     processes = [subprocess.Popen([*COMMAND, "deliver", *where], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert all("100 rows searchable, 0 waiting" in line for line in said)
+    assert all("100 live rows searchable, 0 waiting" in line for line in said)
     ids = client.scan(collection.generation.name)["id"].to_pylist()
     assert sorted(ids) == sorted(collection.live.values())
 
