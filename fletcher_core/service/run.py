@@ -66,6 +66,8 @@ def serve(
     with ExitStack() as stack:
         listener = stack.enter_context(_listen(settings.host, settings.port))
         stack.callback(embedder.close)
+        if settings.tls_certificate is not None and settings.tls_key is not None:
+            read_key_pair(settings.tls_certificate, settings.tls_key, "tls_certificate", "tls_key")  # in words
         longbow = stack.enter_context(LongbowClient(settings.longbow)) if settings.longbow is not None else None
         batcher = Batcher(embedder, settings.batching)
         stack.callback(lambda: batcher.close(end.seconds_left))
@@ -169,8 +171,6 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _http_server(service: HttpService, settings: ServiceSettings, end: _End) -> _Server:
-    if settings.tls_certificate is not None and settings.tls_key is not None:
-        read_key_pair(settings.tls_certificate, settings.tls_key, "tls_certificate", "tls_key")  # in words
     try:
         config = uvicorn.Config(
             service.app,
