@@ -130,7 +130,7 @@ def test_what_it_cannot_start_with_is_one_line(tmp_path: Path) -> None:
         port = str(taken.getsockname()[1])
         cases = {
             f"cannot listen on 127.0.0.1:{port}": ("--port", port),
-            "tls_certificate: ": ("--tls-cert", str(bad), "--tls-key", str(bad)),
+            "--tls-cert: ": ("--tls-cert", str(bad), "--tls-key", str(bad)),
             "cannot listen on 256.0.0.1": ("--host", "256.0.0.1", "--api-key-file", str(key)),
             "everybody on the network": ("--host", "0.0.0.0"),
             "drain_timeout": ("--drain-timeout", "inf"),
