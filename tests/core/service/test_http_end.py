@@ -133,7 +133,7 @@ def test_what_it_cannot_start_with_is_one_line(tmp_path: Path) -> None:
             "--tls-cert: ": ("--tls-cert", str(bad), "--tls-key", str(bad)),
             "cannot listen on 256.0.0.1": ("--host", "256.0.0.1", "--api-key-file", str(key)),
             "everybody on the network": ("--host", "0.0.0.0"),
-            "drain_timeout": ("--drain-timeout", "inf"),
+            "--drain-timeout is": ("--drain-timeout", "inf"),
             "is empty": ("--api-key-file", str(empty)),
         }
         bad_key = pool.submit(failure, FLETCHER_API_KEY=f"{KEY}\x7f")
