@@ -1,17 +1,20 @@
 """What the environment turns on for any command: its log and its traces."""
 
 import json
+import logging
 
 import pytest
 
 from fletcher_core.cli import LOG, main
-from fletcher_core.telemetry.logs import start_logging
 
 
 @pytest.fixture(autouse=True)
 def log_is_quiet_again() -> object:
+    root = logging.getLogger()
+    before = root.level, list(root.handlers)
     yield
-    start_logging("pretty", "ERROR")
+    root.setLevel(before[0])
+    root.handlers[:] = before[1]
 
 
 def test_the_log_is_shown_where_the_environment_asks(
