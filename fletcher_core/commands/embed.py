@@ -258,6 +258,7 @@ def _to_longbow(
 ) -> int:
     """What is new or changed, by way of the store; 0 when every row is searchable."""
     from fletcher_core.commands.fitting import check_fits, filled
+    from fletcher_core.errors import ConfigError
     from fletcher_core.files.open import open_rows
     from fletcher_core.files.spool import spooled
     from fletcher_core.pipeline import MaterializeSettings, materialize
@@ -267,12 +268,18 @@ def _to_longbow(
 
     root = below if VectorStore.exists(below := asset_folder(folder, collection)) else folder
     with ExitStack() as stack:
-        source = named.table_source(selection, name=collection, metadata=selection.keep)
+        source, numbered = named.table_source(selection, name=collection, metadata=selection.keep), False
         if source is None:
             rows = stack.enter_context(open_rows(named, selection, has_fields=has_fields))
+            numbered = rows.numbered
             source = stack.enter_context(spooled(rows, selection, name=collection))
         store = stack.enter_context(VectorStore.open(root, collection=collection))
         present = filled(store)
+        if present is not None and numbered and not (mirror or replace):
+            raise ConfigError(
+                f"the rows have no id but their numbers, which the rows of {collection!r} have too: they would take "
+                "their places. Name a column with --id, or give --mirror if this source is all of the collection"
+            )
         if present is not None and not replace:
             check_fits(present, embedder.card, metadata_schema(source))
         client = stack.enter_context(longbow_client(said, store, folder))

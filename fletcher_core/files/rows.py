@@ -70,10 +70,12 @@ class RowWindow:
 
 
 class Rows(Protocol):
-    """A source that is open. `schema` is that of the columns; `total` its rows, None where that is not known."""
+    """A source that is open. `schema` is that of the columns; `total` its rows, None where that is not known;
+    `numbered` says that its rows have no ids but their numbers."""
 
     schema: pa.Schema
     total: int | None
+    numbered: bool
 
     def windows(self) -> Iterator[RowWindow]:
         """The rows, once.

@@ -31,6 +31,8 @@ class LineRows:
     has it.
     """
 
+    numbered = True
+
     def __init__(
         self,
         opened: Sequence[tuple[str, Callable[[], IO[bytes]]]],
@@ -80,6 +82,7 @@ class RecordRows:
             if name not in names:
                 raise SourceError(f"{origin} has no column {name!r}: {choices(name, names, 'columns')}")
         self._id = selection.id_among(names)
+        self.numbered = self._id is None
         self._tables = iter(()) if first is None else _chained(first, tables)
         kind = pa.int64() if self._id is None or first is None else first.schema.field(self._id).type
         kept = [

@@ -90,6 +90,7 @@ class TableRows:
         self._selection = selection
         names = _checked_columns(connection, relation, self._origin, selection)
         self._id = selection.id_among(names)
+        self.numbered = self._id is None
         # A query is run once. Anything else is counted first, and texts of Parquet files looked at: DuckDB refuses to
         # read those that are not UTF-8, and would do so in the middle. (Its readings that get over them, as in
         # `invalid_text`, do not keep the order of rows.)

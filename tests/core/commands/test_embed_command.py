@@ -394,3 +394,15 @@ def test_json_has_null_for_what_is_no_number_in_it(tmp_path: Path, capsys: pytes
     assert main(["embed", str(tmp_path / "rows.parquet"), "--keep", "kept", "--to", "-", "--json"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [json.loads(line, parse_constant=pytest.fail)["kept"] for line in lines] == [1.5, None, None, None]
+
+
+def test_rows_without_ids_take_nobody_s_place(
+    notes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, content in (("one", "a text\nanother\n"), ("two", "a third\n")):
+        (tmp_path / f"{name}.txt").write_text(content)
+    assert main(["embed", str(tmp_path / "one.txt"), *notes]) == 0
+    assert main(["embed", str(tmp_path / "two.txt"), *notes]) == 1
+    assert "Name a column with --id" in capsys.readouterr().err
+    assert main(["embed", str(tmp_path / "two.txt"), *notes, "--mirror"]) == 0
+    assert "1 rows in all" in capsys.readouterr().out.replace("1 row in all", "1 rows in all")
