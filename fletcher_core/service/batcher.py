@@ -11,35 +11,27 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-from opentelemetry import trace
-from opentelemetry.trace import Span
 
-from fletcher_core.embed_call import Vectors
 from fletcher_core.embedder import Embedder
-from fletcher_core.engines.bisection import Computed
 from fletcher_core.errors import DeadlineExceeded, EngineError, FletcherError, Overloaded
-from fletcher_core.guard import sound_vectors
 from fletcher_core.service.settings import BatcherSettings
+from fletcher_core.service.throughput import RATE_SHARE, Rate, Since
+from fletcher_core.service.window import Kind, Part, Request, Window, encode, joined, nothing
 from fletcher_core.telemetry.busy_seconds import EngineWork
 from fletcher_core.telemetry.metrics import DEVICE_BUSY, PANICS, QUEUE_TOKENS, REJECTED
 from fletcher_core.telemetry.stages import observed, unwatched
 from fletcher_core.telemetry.tracing import batch_span, finished_span
-from fletcher_core.text_window import EmbeddedTexts, finish_texts
-from fletcher_core.tokenizers import EncodedTexts
+from fletcher_core.text_window import EmbeddedTexts
+from fletcher_core.tokenizers import TextEncoder
 from fletcher_core.tokenizers.request import Column, as_column
 from fletcher_core.tokens import Int64, TokenBatch
 
 _LOG = logging.getLogger(__name__)
-
-Kind = Literal["documents", "queries", "tokens"]
 
 _busy = observed(unwatched)
 
@@ -48,122 +40,10 @@ _WINDOW_SECONDS = 0.1
 # English text in WordPiece has 4 to 5 bytes a token; what is admitted is estimated, what is computed is counted.
 _BYTES_PER_TOKEN = 4
 _SPECIAL_TOKENS = 2
-# How much of a new measurement goes into the rate; how much slower than before it may say the engine is, as a stall is
-# no rate; and how many there must be before requests are turned away by it.
-_RATE_SHARE = 0.05
-_SLOWEST = 3.0
-_FIRST_MEASUREMENTS = 8
 # Seconds after which it is looked whether small batches were quicker than the rate.
 _LONGEST_MEASURED = 1.0
 # Of the time that a request has, what the queue ahead of it may take: estimates are that good.
 _PATIENCE = 0.5
-
-
-@dataclass(eq=False)
-class _Request:
-    """`texts` (or `tokens`, by `kind`) of one caller on their way; `size` estimated tokens of which `left` are not yet
-    `taken`; `parts` are what came back, in order of `first`."""
-
-    texts: "Column | TokenBatch"
-    kind: Kind
-    size: int
-    deadline: float
-    future: "Future[EmbeddedTexts]"
-    arrived: float
-    span: Span = field(default_factory=trace.get_current_span)
-    is_probe: bool = False
-    taken: int = 0
-    left: int = 0
-    parts: dict[int, EmbeddedTexts] = field(default_factory=dict)
-    done: int = 0
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-
-class _Rate:
-    """Tokens over seconds, each a moving average: batches that come back two at a time do not count as quick ones."""
-
-    def __init__(self) -> None:
-        self._tokens = self._seconds = 0.0
-        self._measurements = 0
-
-    @property
-    def per_second(self) -> float:
-        """0 while it is not known."""
-        return self._tokens / self._seconds if self._measurements >= _FIRST_MEASUREMENTS else 0.0
-
-    def add(self, tokens: int, seconds: float) -> None:
-        self._measurements += 1
-        if self._measurements == 1:
-            self._tokens, self._seconds = float(tokens), seconds
-        seconds = min(seconds, _SLOWEST * tokens * self._seconds / self._tokens)
-        self._tokens += _RATE_SHARE * (tokens - self._tokens)
-        self._seconds += _RATE_SHARE * (seconds - self._seconds)
-
-
-@dataclass
-class _Since:
-    """Tokens that came back since `began`, of `time.perf_counter`, and were no measurement."""
-
-    began: float
-    tokens: int = 0
-
-    def begin(self) -> None:
-        self.began, self.tokens = time.perf_counter(), 0
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The texts from `first` up to `last` of a request."""
-
-    request: _Request
-    first: int
-    last: int
-
-
-class _Window:
-    """What the engine computes together: parts of requests, encoded, and what came back of them."""
-
-    def __init__(self, parts: list[_Part], texts: EncodedTexts, embedder: Embedder, span: Span) -> None:
-        self.parts = parts
-        self.texts = texts
-        lengths = texts.sequences.lengths
-        some = np.flatnonzero(lengths)  # invalid texts have no tokens, and the engine takes no empty ones
-        batching = embedder.engine.batching
-        self.plan: list[Int64] = [some[rows] for rows in batching.plan(lengths[some])] if len(some) else []
-        self.padded_tokens = sum(batching.computed_tokens(lengths[rows]) for rows in self.plan)
-        self.vectors = np.empty((len(lengths), embedder.dimension), np.float32)
-        self.sound = np.zeros(len(lengths), bool)
-        if len(some) < len(lengths):
-            self.vectors[lengths == 0] = np.nan
-        self.failed: dict[int, str] = {}
-        # The first text and the first sequence of each part, and of each sequence its part.
-        self.starts = np.concatenate([[0], np.cumsum([part.last - part.first for part in parts])])
-        self.bounds = np.searchsorted(texts.text_of, self.starts)
-        self._part_of = np.repeat(np.arange(len(parts)), np.diff(self.bounds))
-        self._remaining = np.bincount(self._part_of[some], minlength=len(parts))
-        self._normalized = embedder.guard.normalized
-        self.span = span
-
-    @property
-    def is_done(self) -> bool:
-        """Whether all of it has come back."""
-        return not self._remaining.any()
-
-    def without_tokens(self) -> list[int]:
-        """Parts of which nothing goes to the engine."""
-        return np.flatnonzero(self._remaining == 0).tolist()
-
-    def accept(self, rows: Int64, computed: Computed) -> list[int]:
-        """Take what came back for the sequences `rows`; the parts that are complete by it."""
-        self.vectors[rows] = computed.vectors
-        self.sound[rows] = sound_vectors(computed.vectors, self._normalized)
-        for row, reason in computed.failed.items():
-            self.failed[int(rows[row])] = reason
-        before = self._remaining > 0
-        self._remaining -= np.bincount(self._part_of[rows], minlength=len(self.parts))
-        return np.flatnonzero(before & (self._remaining == 0)).tolist()
 
 
 class Batcher:
@@ -178,15 +58,15 @@ class Batcher:
         self.embedder = embedder
         self.settings = settings or BatcherSettings()
         self._lock = threading.Condition()
-        self._queue: deque[_Request] = deque()
+        self._queue: deque[Request] = deque()
         self._queued = 0  # tokens, of what is not taken yet
         self._flying = 0  # tokens, of what is taken and not back yet
-        self._rate = _Rate()
+        self._rate = Rate()
         self._tokens_per_estimated = 1.0
         self._closing = False
         self._fed = 0.0  # seconds spent on tokenizing and planning since the last batch came back
-        self._open: dict[int, _Window] = {}
-        self._encoders = {"documents": embedder.encoder, "queries": embedder.query_encoder}
+        self._open: dict[int, Window] = {}
+        self._encoders: dict[Kind, TextEncoder] = {"documents": embedder.encoder, "queries": embedder.query_encoder}
         # Another engine may take seconds to load: whose vectors are sound does not wait for it.
         self._second_look = ThreadPoolExecutor(1, thread_name_prefix="fletcher-guard")
         self._thread = threading.Thread(target=self._serve, name="fletcher-batcher", daemon=True)
@@ -225,7 +105,7 @@ class Batcher:
         seconds = self.settings.request_timeout if seconds is None else seconds
         request = self._request(texts, kind, seconds)
         if not len(request):
-            request.future.set_result(_nothing(self.embedder.dimension))
+            request.future.set_result(nothing(self.embedder.dimension))
             return request.future
         with self._lock:
             self._admit(request, seconds)
@@ -254,16 +134,16 @@ class Batcher:
         if self._thread.is_alive():  # the engine hangs, or needs longer than there is
             waiting += [part.request for window in list(self._open.values()) for part in window.parts]
         for request in waiting:
-            _fail(request, Overloaded("the service is ending", 1.0))
+            request.fail(Overloaded("the service is ending", 1.0))
         self._second_look.shutdown(wait=False)
         QUEUE_TOKENS.set_function(lambda: 0.0)
 
-    def _request(self, texts: "Column | TokenBatch", kind: Kind, seconds: float) -> _Request:
+    def _request(self, texts: "Column | TokenBatch", kind: Kind, seconds: float) -> Request:
         if isinstance(texts, list):
             as_column(texts)  # an item that is no str would fail all requests that it is tokenized with
         size = self._estimate(texts)
         now = time.monotonic()
-        return _Request(texts, kind, size, now + seconds, Future(), now, left=size)
+        return Request(texts, kind, size, now + seconds, Future(), now, left=size)
 
     def _estimate(self, texts: "Column | TokenBatch") -> int:
         if isinstance(texts, TokenBatch):
@@ -277,7 +157,7 @@ class Batcher:
             size = min(_bytes(texts), most * len(texts))
         return int(size) // _BYTES_PER_TOKEN + _SPECIAL_TOKENS * len(texts)
 
-    def _admit(self, request: _Request, seconds: float) -> None:
+    def _admit(self, request: Request, seconds: float) -> None:
         if self._closing:
             REJECTED.labels("draining").inc()
             raise Overloaded("the service is ending: ask another one", 1.0)
@@ -295,12 +175,12 @@ class Batcher:
                 max(1.0, math.ceil(wait / 2)),
             )
 
-    def _enqueue(self, request: _Request) -> None:
+    def _enqueue(self, request: Request) -> None:
         self._queue.append(request)
         self._queued += request.left
         self._lock.notify()
 
-    def _forget(self, request: _Request) -> None:
+    def _forget(self, request: Request) -> None:
         """Of a request that nobody waits for any more: give its room back now."""
         with self._lock:
             self._queued -= request.left
@@ -312,13 +192,13 @@ class Batcher:
 
     def _serve(self) -> None:
         while self._wait_for_requests():
-            flying: deque[tuple[_Window, Int64, int]] = deque()
+            flying: deque[tuple[Window, Int64, int]] = deque()
             work = EngineWork(DEVICE_BUSY)
             try:
                 with work, closing(self.embedder.compute(self._batches(flying, work))) as results:
                     self._fed = 0.0
                     asked = time.perf_counter()
-                    since = _Since(asked)
+                    since = Since(asked)
                     for computed in results:
                         work.answered()
                         window, rows, tokens = flying.popleft()
@@ -357,18 +237,18 @@ class Batcher:
                 self._lock.wait(left)
         return True
 
-    def _batches(self, flying: "deque[tuple[_Window, Int64, int]]", work: EngineWork) -> Iterator[TokenBatch]:
+    def _batches(self, flying: "deque[tuple[Window, Int64, int]]", work: EngineWork) -> Iterator[TokenBatch]:
         """Whatever waits, as long as something does: who draws this gets back what it computed when it ends."""
         while parts := self._take():
             began = time.perf_counter()
             span = batch_span("batch", [part.request.span for part in parts if part.first == 0])
             try:
-                window = _Window(parts, self._encode(parts), self.embedder, span)
+                window = Window(parts, encode(parts, self._encoders), self.embedder, span)
             except BaseException as error:
                 span.end()
                 failure = error if isinstance(error, FletcherError) else _unplanned(error)
                 for part in parts:
-                    _fail(part.request, failure)
+                    part.request.fail(failure)
                 if failure is error:
                     continue
                 raise
@@ -387,14 +267,14 @@ class Batcher:
                 work.sent()
                 yield batch
 
-    def _take(self) -> list[_Part]:
+    def _take(self) -> list[Part]:
         """The next window, in order of arrival, with as much of every request as is fair."""
         most = max(self.rate * _WINDOW_SECONDS, float(self.embedder.engine.batching.token_budget))
-        parts: list[_Part] = []
-        late: list[_Request] = []
+        parts: list[Part] = []
+        late: list[Request] = []
         now = time.monotonic()
         with self._lock:
-            waiting: list[_Request] = []
+            waiting: list[Request] = []
             for request in self._queue:
                 if request.future.done():
                     self._queued -= request.left  # none left of one that was cancelled
@@ -424,10 +304,10 @@ class Batcher:
                 finished_span("queue", came - waited, came, parent=part.request.span)
         for request in late:
             REJECTED.labels("deadline").inc()
-            _fail(request, DeadlineExceeded("the deadline passed while the request waited: allow more time"))
+            request.fail(DeadlineExceeded("the deadline passed while the request waited: allow more time"))
         return parts
 
-    def _part(self, request: _Request, share: float) -> _Part:
+    def _part(self, request: Request, share: float) -> Part:
         """As many texts of a request as `share` tokens are, at least one."""
         first, count = request.taken, len(request)
         texts = count - first if request.left <= share else max(1, int(share * count / request.size))
@@ -435,29 +315,9 @@ class Batcher:
         left = 0 if request.taken == count else request.size * (count - request.taken) // count
         self._queued -= request.left - left
         request.left = left
-        return _Part(request, first, request.taken)
+        return Part(request, first, request.taken)
 
-    def _encode(self, parts: list[_Part]) -> EncodedTexts:
-        """The texts of all parts in their order; neighbours that are read alike together."""
-        encoded: list[EncodedTexts] = []
-        start = 0
-        while start < len(parts):
-            kind, stop = parts[start].request.kind, start + 1
-            while stop < len(parts) and parts[stop].request.kind == kind:
-                stop += 1
-            slices = [_slice(part) for part in parts[start:stop]]
-            lists = [texts for texts in slices if isinstance(texts, list)]
-            if len(lists) == len(slices):
-                encoded.append(self._encoders[kind].encode([text for texts in lists for text in texts]))
-            else:
-                encoded += [
-                    _as_encoded(texts) if isinstance(texts, TokenBatch) else self._encoders[kind].encode(texts)
-                    for texts in slices
-                ]
-            start = stop
-        return EncodedTexts.joined(encoded)
-
-    def _learn(self, tokens: int, seconds: float, still_flying: int, since: "_Since") -> None:
+    def _learn(self, tokens: int, seconds: float, still_flying: int, since: "Since") -> None:
         with self._lock:
             self._flying = max(0, self._flying - tokens)
         # Small batches say nothing of what large ones take; the last ones of a stream were computed beside others.
@@ -469,7 +329,7 @@ class Batcher:
         if time.perf_counter() - since.began > _LONGEST_MEASURED:
             self._learn_that_it_is_quicker(since)
 
-    def _learn_that_it_is_quicker(self, since: "_Since") -> None:
+    def _learn_that_it_is_quicker(self, since: "Since") -> None:
         """Of what was too little for a measurement, at least that it took no longer: else a rate from a slow time, as
         of an engine that stood in, would turn away the very requests that could prove it wrong."""
         seconds = time.perf_counter() - since.began
@@ -477,95 +337,61 @@ class Batcher:
             self._rate.add(since.tokens, seconds)
         since.begin()
 
-    def _learn_estimate(self, parts: list[_Part], tokens: int) -> None:
+    def _learn_estimate(self, parts: list[Part], tokens: int) -> None:
         estimated = sum(part.request.size * (part.last - part.first) / len(part.request) for part in parts)
-        self._tokens_per_estimated += _RATE_SHARE * (tokens / max(estimated, 1.0) - self._tokens_per_estimated)
+        self._tokens_per_estimated += RATE_SHARE * (tokens / max(estimated, 1.0) - self._tokens_per_estimated)
 
-    def _deliver(self, window: _Window, complete: Sequence[int]) -> None:
+    def _deliver(self, window: Window, complete: Sequence[int]) -> None:
         for at in complete:
             part = window.parts[at]
             if part.request.future.done():
                 continue
-            rows = slice(int(window.bounds[at]), int(window.bounds[at + 1]))
-            is_whole = rows.stop - rows.start == part.last - part.first  # no text was cut into chunks
-            if part.request.is_probe or (is_whole and window.sound[rows].all()):
-                self._complete(part, self._as_computed(window, at))
-            else:
+            if window.needs_second_look(at) and not part.request.is_probe:
                 self._second_look.submit(self._look_again, window, at)
+            else:
+                self._complete(part, window.as_computed(at))
         if window.is_done and self._open.pop(id(window), None) is not None:
             window.span.end()
 
-    def _as_computed(self, window: _Window, at: int) -> EmbeddedTexts:
-        """A part whose sequences are its texts."""
-        rows = slice(int(window.bounds[at]), int(window.bounds[at + 1]))
-        texts = slice(int(window.starts[at]), int(window.starts[at + 1]))
-        counts = window.texts.token_counts[texts]
-        tokens = int(window.texts.sequences.lengths[rows].sum())
-        failed = {row - rows.start: said for row, said in window.failed.items() if rows.start <= row < rows.stop}
-        vectors = window.vectors[rows]
-        if 2 * len(vectors) < len(window.vectors):  # a view would keep all of the window for as long as it is kept
-            vectors = vectors.copy()
-        return EmbeddedTexts(vectors, counts, window.texts.cut[texts], window.sound[rows], (), failed, tokens, tokens)
-
-    def _look_again(self, window: _Window, at: int) -> None:
-        """A part with texts that are in chunks, are invalid, or have no sound vector."""
+    def _look_again(self, window: Window, at: int) -> None:
+        """Beside the batcher's thread: it may take seconds."""
         part = window.parts[at]
         began = time.perf_counter()
         try:
-            rows = slice(int(window.bounds[at]), int(window.bounds[at + 1]))
-            texts = window.texts.part(int(window.starts[at]), int(window.starts[at + 1]))
-            failed = {row - rows.start: said for row, said in window.failed.items() if rows.start <= row < rows.stop}
-            finished = finish_texts(
-                texts,
-                window.vectors[rows].copy(),
-                window.sound[rows].copy(),
-                failed,
-                int(texts.sequences.lengths.sum()),
-                self.embedder.guard,
-            )
+            finished = window.look_again(at, self.embedder)
         except FletcherError as error:
-            _fail(part.request, error)
+            part.request.fail(error)
         except BaseException as error:  # noqa: BLE001 - a caller waits
             PANICS.labels("batcher").inc()
             _LOG.exception("the second look at vectors failed")
-            _fail(part.request, _unplanned(error))
+            part.request.fail(_unplanned(error))
         else:
             now = time.perf_counter()
             _busy("guard", began, now)
             finished_span("guard", began, now, parent=part.request.span)
             self._complete(part, finished)
 
-    def _complete(self, part: _Part, finished: EmbeddedTexts) -> None:
+    def _complete(self, part: Part, finished: EmbeddedTexts) -> None:
         request = part.request
         with self._lock:
             request.parts[part.first] = finished
             request.done += part.last - part.first
             if request.done < len(request):
                 return
-        _answer(request, _joined([request.parts[first] for first in sorted(request.parts)]))
+        request.answer(joined([request.parts[first] for first in sorted(request.parts)]))
 
     def _fail_open(self, error: FletcherError) -> None:
         for window in list(self._open.values()):
             window.span.end()
             for part in window.parts:
-                _fail(part.request, error)
-
-
-def _answer(request: _Request, result: EmbeddedTexts) -> None:
-    with suppress(InvalidStateError):  # it was cancelled meanwhile
-        request.future.set_result(result)
-
-
-def _fail(request: _Request, error: FletcherError) -> None:
-    with suppress(InvalidStateError):
-        request.future.set_exception(error)
+                part.request.fail(error)
 
 
 def _unplanned(error: BaseException) -> EngineError:
     return EngineError(f"an error that nobody planned for: {type(error).__name__}: {error}")
 
 
-def _first_ones(waiting: list[_Request], most: float) -> list[_Request]:
+def _first_ones(waiting: list[Request], most: float) -> list[Request]:
     """The requests that came first, so many that one text of each is `most` tokens; at least one."""
     tokens = 0.0
     for place, request in enumerate(waiting):
@@ -577,40 +403,3 @@ def _first_ones(waiting: list[_Request], most: float) -> list[_Request]:
 
 def _bytes(texts: "pa.Array | pa.ChunkedArray") -> int:
     return sum(len(chunk) and chunk.nbytes for chunk in getattr(texts, "chunks", [texts]))
-
-
-def _slice(part: _Part) -> "Column | TokenBatch":
-    texts = part.request.texts
-    if isinstance(texts, TokenBatch):
-        return texts.take(np.arange(part.first, part.last))
-    return texts[part.first : part.last]
-
-
-def _as_encoded(tokens: TokenBatch) -> EncodedTexts:
-    lengths = tokens.lengths.astype(np.int32)
-    return EncodedTexts(tokens, np.arange(len(tokens)), lengths, np.zeros(len(tokens), bool))
-
-
-def _nothing(dimension: int) -> EmbeddedTexts:
-    none: npt.NDArray[np.bool_] = np.zeros(0, bool)
-    vectors: Vectors = np.zeros((0, dimension), np.float32)
-    return EmbeddedTexts(vectors, np.zeros(0, np.int32), none, none, (), {}, 0, 0)
-
-
-def _joined(parts: list[EmbeddedTexts]) -> EmbeddedTexts:
-    if len(parts) == 1:
-        return parts[0]
-    before = np.concatenate([[0], np.cumsum([len(part.vectors) for part in parts])[:-1]]).tolist()
-    return EmbeddedTexts(
-        np.concatenate([part.vectors for part in parts]),
-        np.concatenate([part.token_counts for part in parts]),
-        np.concatenate([part.cut for part in parts]),
-        np.concatenate([part.sound for part in parts]),
-        tuple(
-            replace(bad, row=bad.row + rows) for part, rows in zip(parts, before, strict=True) for bad in part.invalid
-        ),
-        {row + rows: said for part, rows in zip(parts, before, strict=True) for row, said in part.failed.items()},
-        sum(part.computed_tokens for part in parts),
-        sum(part.padded_tokens for part in parts),
-        sum(part.retried for part in parts),
-    )

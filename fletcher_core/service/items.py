@@ -9,8 +9,9 @@ import numpy as np
 from fletcher_core.embed_call import Vectors
 from fletcher_core.embedder import Embedder
 from fletcher_core.errors import InputError
-from fletcher_core.service.batcher import Batcher, Kind
+from fletcher_core.service.batcher import Batcher
 from fletcher_core.service.known import submit_unknown
+from fletcher_core.service.window import Kind
 from fletcher_core.text_window import EmbeddedTexts
 from fletcher_core.tokens import TokenBatch, cumulative
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from fletcher_core.service.batcher import Batcher, Kind
+from fletcher_core.service.batcher import Batcher
+from fletcher_core.service.window import Kind
 from fletcher_core.text_window import EmbeddedTexts
 from fletcher_core.tokens import Int64
 

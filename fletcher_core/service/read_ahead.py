@@ -22,9 +22,10 @@ import pyarrow.flight as flight
 
 from fletcher_core.batching import WINDOW
 from fletcher_core.errors import DeadlineExceeded, FletcherError, InputError, Overloaded, RunCancelled
-from fletcher_core.service.batcher import Batcher, Kind
+from fletcher_core.service.batcher import Batcher
 from fletcher_core.service.text_batch import TextRequest, checked_texts
 from fletcher_core.service.vector_column import VectorColumn, VectorColumnBuilder
+from fletcher_core.service.window import Kind
 from fletcher_core.telemetry.context import in_this_context
 from fletcher_core.telemetry.metrics import REJECTED
 from fletcher_core.text_window import EmbeddedTexts
