@@ -21,7 +21,7 @@ def test_the_log_is_shown_where_the_environment_asks(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: object
 ) -> None:
     (file := tmp_path / "texts.txt").write_text("a text\n")  # type: ignore[operator]
-    target = ["--to", "longbow", "--store", f"{tmp_path}/store", "--collection", "notes"]
+    target = ["--to", "longbow:127.0.0.1:9", "--store", f"{tmp_path}/store", "--collection", "notes"]
     monkeypatch.setenv(LOG, "json")
     main(["embed", str(file), *target])
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
