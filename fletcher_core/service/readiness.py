@@ -12,8 +12,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
+from fletcher_core.engines.agreement import least_cosine
 from fletcher_core.errors import EngineError, FletcherError, LongbowError
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.service.batcher import Batcher
@@ -127,7 +126,7 @@ class Readiness:
         self._probe = None
         if result.failed:
             return f"the engine does not compute a known text: {next(iter(result.failed.values()))}"
-        cosine = _least_cosine(result.vectors, self._reference)
+        cosine = least_cosine(result.vectors, self._reference)
         if not cosine >= _LEAST_COSINE:  # nor is a NaN
             return f"the engine computes wrong vectors: a known text's have a cosine of {cosine:.4f} to what they were"
         return ""
@@ -152,10 +151,3 @@ class Readiness:
         finally:
             self._longbow_at = time.monotonic()
             self._asking_longbow.release()
-
-
-def _least_cosine(vectors: Any, reference: Any) -> float:
-    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(reference, axis=1)
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        cosines = (vectors * reference).sum(axis=1) / lengths
-    return float(cosines.min()) if np.isfinite(cosines).all() else float("nan")

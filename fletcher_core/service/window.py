@@ -75,7 +75,6 @@ class Window:
         some = np.flatnonzero(lengths)  # invalid texts have no tokens, and the engine takes no empty ones
         batching = embedder.engine.batching
         self.plan: list[Int64] = [some[rows] for rows in batching.plan(lengths[some])] if len(some) else []
-        self.padded_tokens = sum(batching.computed_tokens(lengths[rows]) for rows in self.plan)
         self.vectors = np.empty((len(lengths), embedder.dimension), np.float32)
         self.sound = np.zeros(len(lengths), bool)
         if len(some) < len(lengths):

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fletcher_core.batching import Batching
+from fletcher_core.engines.agreement import least_cosine
 from fletcher_core.engines.isolated.arena import Place, Slot
 from fletcher_core.engines.isolated.messages import Message
 from fletcher_core.engines.isolated.process import EngineLost, WorkerProcess
@@ -273,14 +274,12 @@ class IsolatedEngine:
     def _compare(self, vectors: Float32) -> None:
         if self.reference is None:
             self.reference = vectors.copy()
-        lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(self.reference, axis=1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            cosines = (vectors * self.reference).sum(axis=1) / lengths
-        if not (cosines >= self.supervision.least_cosine).all():  # a NaN is not
+        cosine = least_cosine(vectors, self.reference)
+        if not cosine >= self.supervision.least_cosine:  # a NaN is not
             self.close()
             raise EngineLost(
                 f"engine {self.name!r} on {self.device} computes wrong vectors: a known text's have a cosine of "
-                f"{cosines.min():.4f} to what they were"
+                f"{cosine:.4f} to what they were"
             )
 
     def _forget(self) -> None:

@@ -38,7 +38,6 @@ from fletcher_core.telemetry.metrics import REGISTRY
 
 _LOOP_PAUSE = 0.25  # seconds between two looks at how late the event loop is
 _TOO_LATE = 1.0
-_FRESH = 2.0
 _UNLOCKED = frozenset({"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"})
 _PATHS = frozenset({"/v1/embeddings", "/v1/models", "/embed", "/info"})
 _SCHEMES = {
