@@ -15,12 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from fletcher_core.changes import detect_changes
 from fletcher_core.embedder import Embedder
-from fletcher_core.errors import ConfigError, StoreError
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.pipeline import MaterializeSettings, materialize
 from fletcher_core.sources import Partition, Source
@@ -29,12 +25,13 @@ from fletcher_core.store.quarantine import ROW_SCHEMA
 from fletcher_core.telemetry import RunReport
 from fletcher_core.telemetry.push import Pusher
 from fletcher_core.telemetry.run_figures import run_line
-from fletcher_dagster.checks import Tally, check_results
+from fletcher_dagster.check_run import check_asset, selected_checks, tally_of
+from fletcher_dagster.checks import Tally
 from fletcher_dagster.declaration import declared_source
 from fletcher_dagster.failures import reported_in_words
 from fletcher_dagster.live import LiveRows, live_rows
 from fletcher_dagster.metadata import run_metadata
-from fletcher_dagster.partitions import partition_slice
+from fletcher_dagster.partitions import slices_of
 from fletcher_dagster.progress import ProgressLog, watched
 from fletcher_dagster.tracing import partition_span, traced_run
 
@@ -51,7 +48,7 @@ def run_assets(context: dg.AssetExecutionContext, fletcher: FletcherResource) ->
             if key in context.selected_asset_keys:
                 yield from _materialize_asset(context, fletcher, spec)
             elif any(check.asset_key == key for check in context.selected_asset_check_keys):
-                yield from _check_asset(context, fletcher, spec)
+                yield from check_asset(context, fletcher, spec)
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def _materialize_asset(
     with reported_in_words(context, f"embedding {name}"), ExitStack() as stack:
         stack.enter_context(Pusher(fletcher.metrics, job="fletcher", grouping={"asset": name}))
         source = declared_source(spec)
-        slices = _slices(context, spec, source)
+        slices = slices_of(context, spec, source)
         embedder = fletcher.embedder()
         longbow = fletcher.longbow_client()
         if longbow is not None:
@@ -84,7 +81,7 @@ def _materialize_asset(
             if len(slices) > 1:
                 _report_committed(context, spec.key, outcomes[-1])
     yield _result(spec.key, outcomes)
-    yield from _selected_checks(context, fletcher, spec.key, [outcome.tally for outcome in outcomes])
+    yield from selected_checks(context, fletcher, spec.key, [outcome.tally for outcome in outcomes])
 
 
 @dataclass(frozen=True)
@@ -137,7 +134,7 @@ class _AssetRun:
         )
         present = report.new + report.changed + report.stale + report.unchanged
         quarantined = self.store.quarantine.read(partition.key) if report.quarantined else ROW_SCHEMA.empty_table()
-        tally = _tally(partition.key, live.count, present, quarantined)
+        tally = tally_of(partition.key, live.count, present, quarantined)
         return _Outcome(partition.key, metadata, live.version, tally)
 
 
@@ -165,56 +162,6 @@ def _result(key: dg.AssetKey, outcomes: Sequence[_Outcome]) -> dg.MaterializeRes
     versions = "/".join(outcome.version for outcome in outcomes)
     version = hashlib.sha256(versions.encode()).hexdigest()[:16]
     return dg.MaterializeResult(asset_key=key, data_version=dg.DataVersion(version))
-
-
-def _check_asset(
-    context: dg.AssetExecutionContext, fletcher: FletcherResource, spec: dg.AssetSpec
-) -> Iterator[AssetEvent]:
-    """Compares source and store as they are now, without changing either."""
-    name = spec.key.to_user_string()
-    with reported_in_words(context, f"checking {name}"):
-        source = declared_source(spec)
-        with fletcher.store(spec.key) as store, store.workspace(context.run.run_id) as folder:
-            generation = store.current()
-            if generation is None:
-                raise StoreError(f"asset {name!r} has no vectors to check yet: materialize it first")
-            tallies = []
-            for partition in _slices(context, spec, source, default=generation.partitions()):
-                changes = detect_changes(source, partition, generation, folder)
-                present = changes.new + changes.changed + changes.stale + changes.unchanged
-                live, quarantined = generation.row_count(partition.key), store.quarantine.read(partition.key)
-                tallies.append(_tally(partition.key, live, present, quarantined))
-    yield from _selected_checks(context, fletcher, spec.key, tallies)
-
-
-def _slices(
-    context: dg.AssetExecutionContext, spec: dg.AssetSpec, source: Source, default: Sequence[str] = ()
-) -> list[Partition]:
-    """The slices of the source that the run is about; those of `default` when it names no partition."""
-    if spec.partitions_def is None:
-        return [Partition()]
-    named = context.has_partition_key or context.has_partition_key_range
-    keys = context.partition_keys if named else default
-    if not keys:
-        raise ConfigError(
-            f"asset {spec.key.to_user_string()!r} is partitioned and the run names no partition: choose one or more"
-        )
-    return [partition_slice(source, spec.partitions_def, key) for key in keys]
-
-
-def _tally(partition_key: str, live: int, present: int, quarantined: pa.Table) -> Tally:
-    """`present` rows have a text and an id of their own; those that the engine refused are not embeddable."""
-    absent = pc.is_in(quarantined["reason"], pa.array(["duplicate_id", "invalid_text"]))
-    refused = int(pc.sum(pc.invert(absent)).as_py() or 0)
-    return Tally(partition_key, live, present - refused, quarantined)
-
-
-def _selected_checks(
-    context: dg.AssetExecutionContext, fletcher: FletcherResource, key: dg.AssetKey, tallies: Sequence[Tally]
-) -> Iterator[dg.AssetCheckResult]:
-    selected = {check.name for check in context.selected_asset_check_keys if check.asset_key == key}
-    results = check_results(key, tallies, fletcher.quarantine_limit)
-    return (result for result in results if result.check_name in selected)
 
 
 def _log_report(context: dg.AssetExecutionContext, what: str, report: RunReport, live: LiveRows, trace: str) -> None:

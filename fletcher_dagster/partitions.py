@@ -4,6 +4,8 @@ In come a partitions definition, a partition key and the source's partition colu
 `fletcher_core.sources.Partition`. Time windows become half-open ranges, all other keys become equality.
 """
 
+from collections.abc import Sequence
+
 import dagster as dg
 from dagster import PartitionsDefinition, TimeWindowPartitionsDefinition
 
@@ -36,3 +38,18 @@ def partition_slice(source: Source, partitions_def: PartitionsDefinition[str] | 
         window = partitions_def.time_window_for_partition_key(partition_key)
         return Partition(key=partition_key, column=source.partition_column, start=window.start, end=window.end)
     return Partition(key=partition_key, column=source.partition_column, value=partition_key)
+
+
+def slices_of(
+    context: dg.AssetExecutionContext, spec: dg.AssetSpec, source: Source, default: Sequence[str] = ()
+) -> list[Partition]:
+    """The slices of the source that the run is about; those of `default` when it names no partition."""
+    if spec.partitions_def is None:
+        return [Partition()]
+    named = context.has_partition_key or context.has_partition_key_range
+    keys = context.partition_keys if named else default
+    if not keys:
+        raise ConfigError(
+            f"asset {spec.key.to_user_string()!r} is partitioned and the run names no partition: choose one or more"
+        )
+    return [partition_slice(source, spec.partitions_def, key) for key in keys]

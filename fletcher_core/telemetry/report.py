@@ -10,6 +10,19 @@ if TYPE_CHECKING:
     from fletcher_core.cache import CacheStatistics  # which is counted, and so imports from this package
 
 
+# Upper edges, in tokens, of the bins of `RunReport.lengths`; one more bin has what is longer.
+LENGTH_EDGES = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+
+@dataclass(frozen=True)
+class SlowRow:
+    """A row whose text took long: `seconds` of computing fall to its `tokens`."""
+
+    id: str
+    tokens: int
+    seconds: float
+
+
 @dataclass(frozen=True)
 class StageSeconds:
     """Seconds that each stage was busy. Stages overlap: the sum is more than the wall time.
@@ -68,7 +81,9 @@ class RunReport:
     texts/s since the one before); `stages` says of each stage during which share of each equal part of the run,
     `seconds_with_delivery` long, it was busy, 0 to 1. `cache` are the counters of the embedder's cache in memory
     since it was made, None without one. `retried` texts got their vectors from another engine in float32, as the
-    first one's were not sound. `engine_failures` is how often the engine failed in this run, with why in
+    first one's were not sound. `lengths` counts the embedded texts by their tokens, in the bins of `LENGTH_EDGES`;
+    `slowest` are the rows that took longest, the slowest first. `remaining` rows were left to following runs, as
+    `MaterializeSettings.max_rows` says. `engine_failures` is how often the engine failed in this run, with why in
     `engine_problem` the last time, and `standby_batches` what another engine computed in its place.
     """
 
@@ -109,6 +124,9 @@ class RunReport:
     engine_problem: str = ""
     standby_batches: int = 0
     invalid_text: int = 0
+    lengths: tuple[int, ...] = ()
+    slowest: tuple[SlowRow, ...] = ()
+    remaining: int = 0
 
     @property
     def cache_hit_rate(self) -> float:
