@@ -1,108 +1,54 @@
-"""One materialization: bring a source's vectors in the store up to date, and send them on their way to Longbow.
+"""Bring a source's vectors in the store up to date, and send them on their way to Longbow.
 
 source -> changes -> tokens -> batches -> engine -> guard -> store -> Longbow. Each window of rows goes through on its
 own: reading and tokenizing run ahead on one thread, the engine computes, another thread commits, the sender delivers.
+Several partitions go through in one stream: a window may hold rows of some of them, so that small partitions fill the
+engine's batches as one large one does.
 """
 
-import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
-from typing import Literal
+from dataclasses import dataclass, field
 from uuid import uuid4
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from fletcher_core.batching import WINDOW
-from fletcher_core.changes import Changes, detect_changes
 from fletcher_core.embedder import Embedder
 from fletcher_core.engines.failover import EngineHealth
-from fletcher_core.errors import ConfigError, FletcherError, RunCancelled, StoreError, StoreLockedError
-from fletcher_core.given_up import GivenUp
+from fletcher_core.errors import FletcherError, InputError, RunCancelled, StoreError, StoreLockedError
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.longbow.sender import DeliveryReport, Sender, SenderSettings
+from fletcher_core.partition_run import STAGES, WINDOW_BYTES, PartitionRun, Piece, RunContext
+from fletcher_core.run_settings import MaterializeSettings
 from fletcher_core.sources import Partition, Source, metadata_schema
 from fletcher_core.stop import Stop
-from fletcher_core.store import Generation, VectorStore
+from fletcher_core.store import VectorStore
 from fletcher_core.store.recent import RecentSegments
-from fletcher_core.store.room import check_room
-from fletcher_core.store.schema import VectorType
-from fletcher_core.telemetry import DeliveryCounts, Progress, RunReport, StageClock, StageSeconds
+from fletcher_core.telemetry import DeliveryCounts, Progress, RunReport, StageClock
 from fletcher_core.telemetry.context import in_this_context
 from fletcher_core.telemetry.logs import log_ids
 from fletcher_core.telemetry.run_figures import describe_run, log_run, run_span
 from fletcher_core.telemetry.stage_spans import stages_of
 from fletcher_core.telemetry.stages import observed
 from fletcher_core.text_window import EmbeddedTexts
-from fletcher_core.window import Window, delete_rows, finish_window, open_window
+from fletcher_core.window import Window, open_window
 
-_LOG = logging.getLogger(__name__)
+__all__ = ["MaterializeSettings", "materialize", "materialize_partitions"]
 
-# Bytes of a segment: one put to Longbow must stay below 32 MiB, and its rows carry a little more than the vector.
-_SEGMENT_BYTES = 20 * 2**20
-_ROW_OVERHEAD = 512
 # The first windows, while nobody knows how fast the engine is.
 _FEW_ROWS = 64
-# Of texts read and tokenized together: a few windows are on their way at a time, however long the texts are.
-_WINDOW_BYTES = 32 * 2**20
+# Seconds that a window waits for rows of further partitions.
+_FILL_SECONDS = 0.25
 # Some full segments: what the sender falls behind by.
-_RECENT_BYTES = 3 * _SEGMENT_BYTES
+_RECENT_BYTES = 60 * 2**20
 # Equal parts of a run of which the report says how busy each stage was: so many bars fit the page of an asset.
 SLICES = 28
-# In the order in which a row meets them.
-_STAGES = tuple(stage.name for stage in fields(StageSeconds))
-
-
-@dataclass(frozen=True)
-class MaterializeSettings:
-    """How a run behaves.
-
-    Args:
-        vector_type: how vectors are stored, "float32" or "float16".
-        on_empty: null texts and texts without a visible character: "skip" (and count) or "error".
-        on_duplicate: an id with several different texts: "quarantine" or "error".
-        on_missing: rows of the store that the source does not have at all: "delete" them, or "keep" them, for sources
-            that bring a part of the rows at a time. Rows that the source has, but that cannot be embedded any more,
-            leave the store either way.
-        segment_rows: the most rows of a segment; fewer where vectors are long.
-        commit_seconds: commit about this often, so that a killed run loses little more work than this.
-        memory_limit: of DuckDB while it detects changes, as DuckDB writes it.
-        max_attempts: a row that the engine failed on in so many runs is set aside untried in those that follow, until
-            its text or the model changes, or `fletcher quarantine retry` asks for it.
-        max_segments: compact a partition that has more files than this at the end of a run.
-        min_free_bytes: end the run with a StoreError when less than this would stay free on the store's disk after
-            the next commit. The default is room for a segment (20 MiB) several times over: for the manifest, the
-            sender and Longbow's own files on the same disk to go on working while the run ends. 0 checks only that
-            the commit itself fits.
-        delivery_timeout: seconds to wait at the end for Longbow to make the rows searchable; what is not delivered by
-            then stays in the store and goes with the next run.
-    """
-
-    vector_type: VectorType = "float32"
-    on_empty: Literal["skip", "error"] = "skip"
-    on_duplicate: Literal["quarantine", "error"] = "quarantine"
-    on_missing: Literal["delete", "keep"] = "delete"
-    segment_rows: int = 8192
-    commit_seconds: float = 10.0
-    memory_limit: str = "2GB"
-    max_attempts: int = 3
-    max_segments: int = 32
-    delivery_timeout: float = 60.0
-    min_free_bytes: int = 256 * 2**20
-
-    def __post_init__(self) -> None:
-        at_least = {
-            "segment_rows": 1, "commit_seconds": 0, "min_free_bytes": 0, "max_attempts": 1, "max_segments": 1,
-            "delivery_timeout": 0,
-        }  # fmt: skip
-        for name, least in at_least.items():
-            if not getattr(self, name) >= least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
 
 def materialize(
@@ -139,50 +85,89 @@ def materialize(
         StoreError, EngineError: the disk or the device failed.
         RunCancelled: `cancelled` was set.
     """
-    partition = partition or Partition()
+    (report,) = materialize_partitions(
+        source,
+        [partition or Partition()],
+        embedder=embedder,
+        store=store,
+        longbow=longbow,
+        settings=settings,
+        sender_settings=sender_settings,
+        progress=progress,
+        cancelled=cancelled,
+        run_id=run_id,
+        log_figures=log_figures,
+    )
+    return report
+
+
+def materialize_partitions(
+    source: Source,
+    partitions: Sequence[Partition],
+    *,
+    embedder: Embedder,
+    store: VectorStore,
+    longbow: LongbowClient | None = None,
+    settings: MaterializeSettings | None = None,
+    sender_settings: SenderSettings | None = None,
+    committed: Callable[[RunReport], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    cancelled: threading.Event | None = None,
+    run_id: str | None = None,
+    log_figures: bool = True,
+) -> list[RunReport]:
+    """`materialize` for several slices of a source in one stream through the engine, in the order given.
+
+    A partition that another run is writing, or whose rows a policy refuses, costs the others nothing: they are done,
+    and its error is raised at the end. The seconds of a window with rows of several partitions are shared among them
+    by their tokens. The last report's figures of delivery, timeline and stages are the whole run's; those of the others
+    have none of the latter two, and of the first what was known when they were committed.
+
+    Args:
+        partitions: at least one, each key once.
+        committed: called on this thread with the report of each partition as soon as all of its rows are in the store
+            (of the last one: and Longbow was waited for).
+        The others are those of `materialize`.
+
+    Returns:
+        The reports, in the order of `partitions`.
+
+    Raises:
+        Those of `materialize`. What was committed before stays, and was reported.
+    """
     settings = settings or MaterializeSettings()
     run_id = run_id or uuid4().hex
     generation = store.generation(embedder.card, metadata_schema(source), settings.vector_type)
+    label = partitions[0].key if len(partitions) == 1 else f"{partitions[0].key}...{partitions[-1].key}"
     with ExitStack() as stack:
         stack.enter_context(log_ids(run_id=run_id))
-        span = stack.enter_context(run_span(run_id, store.collection, partition.key, embedder))
+        span = stack.enter_context(run_span(run_id, store.collection, label, embedder))
         clock = StageClock(also=stack.enter_context(stages_of(span)))
-        stack.enter_context(generation.locked(partition.key, run_id))
-        folder = stack.enter_context(store.workspace(run_id))
         sender = None
         if longbow is not None:
             generation.recent = RecentSegments(_RECENT_BYTES)
             sender = Sender(generation, longbow, sender_settings or SenderSettings(), busy=clock.busy)
             stack.callback(sender.close)
             sender.start()
-        check_room(store.root, 0, settings.min_free_bytes, "the snapshot of changes")
-        with clock.measuring("diff"):
-            changes = detect_changes(
-                source,
-                partition,
-                generation,
-                folder,
-                on_empty=settings.on_empty,
-                on_duplicate=settings.on_duplicate,
-                on_missing=settings.on_missing,
-                memory_limit=settings.memory_limit,
-                stop=Stop(cancelled),
-            )
-        run = _Run(
-            partition, embedder, store, generation, settings, sender, run_id, changes, clock, progress, cancelled
-        )
-        run.announce()
-        run.quarantine(changes.quarantined)
-        run.write_deletes()
-        run.embed()
-        run.tidy()
-        seconds_total = clock.elapsed
-        delivery = run.deliver()
-        report = run.report(seconds_total, delivery)
-        describe_run(span, report)
-        if log_figures:
-            log_run(report)
-        return report
+        notify = sender.notify if sender is not None else _nobody
+        context = RunContext(source, embedder, store, generation, settings, run_id, clock, cancelled, notify)
+
+        def done(report: RunReport) -> None:
+            if log_figures:
+                log_run(report)
+            if committed is not None:
+                committed(report)
+
+        stream = _Stream(context, partitions, sender, progress, done)
+        stack.callback(stream.abandon)
+        reports = stream.run()
+        if len(reports) == 1:
+            describe_run(span, reports[0])
+        return reports
+
+
+def _nobody() -> None:
+    """Nothing is delivered."""
 
 
 def _problem(report: DeliveryReport) -> str:
@@ -195,141 +180,279 @@ def _problem(report: DeliveryReport) -> str:
     return "Longbow was still busy when delivery_timeout passed"
 
 
-@dataclass
-class _Run:
-    """The state of one materialization; methods in the order in which they are called."""
+@dataclass(frozen=True)
+class _Packed:
+    """A window with the pieces that its rows are of, in order."""
 
-    partition: Partition
-    embedder: Embedder
-    store: VectorStore
-    generation: Generation
-    settings: MaterializeSettings
+    window: Window
+    pieces: list[Piece]
+
+
+@dataclass
+class _Stream:
+    """The partitions of a run on their way through the engine. Reading happens on the embedder's reading thread,
+    writing on one of its own, and everything else on the caller's."""
+
+    context: RunContext
+    partitions: Sequence[Partition]
     sender: Sender | None
-    run_id: str
-    changes: Changes
-    clock: StageClock
     progress: Callable[[Progress], None] | None
-    cancelled: threading.Event | None
-    quarantined: int = 0
-    truncated: int = 0
-    cache_hits: int = 0
-    embedded: int = 0
+    done: Callable[[RunReport], None]
     batched: int = 0
-    retried: int = 0
-    untried: list[pa.Table] = field(default_factory=list)
+    finished: int = 0
+    drawn: int = 0
     tokens: int = 0
-    padded_tokens: int = 0
+    opened: list[PartitionRun] = field(default_factory=list)
+    begun: set[str] = field(default_factory=set)
+    reports: list[RunReport] = field(default_factory=list)
+    failed: list[FletcherError] = field(default_factory=list)
     timeline: list[tuple[float, float]] = field(default_factory=list)
-    note: str = ""
-    health_before: EngineHealth = field(init=False)
+    accounted: dict[str, float] = field(default_factory=dict)
+    writing: deque[tuple[Future[None], int]] = field(default_factory=deque)
+    broken: bool = False
+    finishing: deque[tuple[PartitionRun, Future[None]]] = field(default_factory=deque)
+    health: EngineHealth = field(init=False)
+    last_commit: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        self.health_before = self.embedder.health
+        self.health = self.context.embedder.health
 
-    @property
-    def _to_write(self) -> int:
-        return self.changes.new + self.changes.changed + self.changes.stale
-
-    def announce(self) -> None:
-        """Say at once what is ahead, above all that a changed model re-embeds everything."""
-        if self.changes.stale:
-            earlier = ", ".join(other.name for other in self.generation.siblings())
-            self.note = (
-                f"the model changed: {self.changes.stale} rows of {earlier} are embedded again "
-                f"as {self.generation.name}"
-            )
-            _LOG.info(self.note)
-
-    def quarantine(self, rows: pa.Table, fingerprint: str | None = None) -> None:
-        self.store.quarantine.write(rows, run_id=self.run_id, partition_key=self.partition.key, fingerprint=fingerprint)
-        self.quarantined += rows.num_rows
-
-    def write_deletes(self) -> None:
-        if not self.changes.deleted:
-            return
-        file = pq.ParquetFile(self.changes.deleted_path)
-        for batch in file.iter_batches(self._segment_rows()):
-            self._commit(delete_rows(pa.Table.from_batches([batch]), self.generation.schema))
-
-    def embed(self) -> None:
-        """Stream the snapshot through the engine; commit finished windows in segments."""
-        if not self._to_write:
-            return
+    def run(self) -> list[RunReport]:
+        """Everything, from the first change to the end of delivery."""
+        stop = Stop(self.context.cancelled)
         with ThreadPoolExecutor(1, thread_name_prefix="fletcher-write") as writer:
-            pending: list[pa.Table] = []
-            writing: Future[None] | None = None
-            last_commit = time.perf_counter()
-
-            def commit() -> None:
-                nonlocal writing, pending, last_commit
-                if writing is not None:
-                    writing.result()  # one segment in the writer's hands at a time: memory stays bounded
-                writing = writer.submit(in_this_context(self._commit), pa.concat_tables(pending))
-                pending, last_commit = [], time.perf_counter()
-
-            results = self.embedder.stream(self._windows(), Stop(self.cancelled), self._through, busy=self.clock.busy)
+            results = self.context.embedder.stream(self._windows(), stop, self._through, busy=self.context.clock.busy)
             try:
-                for window, result in results:
-                    pending.append(self._finish(window, result))
-                    due = time.perf_counter() - last_commit >= self.settings.commit_seconds
-                    if due or sum(rows.num_rows for rows in pending) + WINDOW > self._segment_rows():
-                        commit()
+                for packed, result in results:
+                    self._account(packed, result, writer)
+                    self._report_finished()
+                self._written()
             except (FletcherError, KeyboardInterrupt) as error:
                 # Finished work is kept, also when the run is asked to stop. Where the store failed it cannot be.
-                if pending and not isinstance(error, StoreError):
-                    commit()
+                if not isinstance(error, StoreError):
+                    for run in self.opened:
+                        self._commit(writer, run)
+                    self._written()
                 raise
             finally:
                 results.close()
-            if pending:
-                commit()
-            if writing is not None:
-                writing.result()
-        self._drop_untried()
+                writer.shutdown()
+                self._report_finished()
+                self._tell()
+        self._report_finished(last=True)
+        self._tell()
+        if self.failed:
+            raise self._failure()
+        return self.reports
 
-    def _drop_untried(self) -> None:
-        """Rows that were given up must not be found by what their text was before."""
-        for rows in self.untried:
-            self.quarantined += rows.num_rows
-            self._commit(delete_rows(rows.filter(rows["replaces"].is_valid()), self.generation.schema))
+    def abandon(self) -> None:
+        """Lets go of the partitions that are still held."""
+        for run in self.opened:
+            run.abandon()
 
-    def tidy(self) -> None:
-        """Retire what this run made superfluous, and merge small files."""
-        for other in self.generation.siblings():
-            if self.partition.key in other.partitions():
-                self._retire(other.name, self.partition.key)
-        for key in self.generation.partitions():
-            # A source is embedded whole or by partitions. Once that changed, rows of the other layout are nobody's to
-            # keep up to date, and must not be found any more.
-            if (key == "") != (self.partition.key == ""):
-                layout = "whole" if key == "" else f"by partitions, {key!r} among them"
-                _LOG.warning("%s was embedded %s: those rows are dropped", self.store.collection, layout)
-                self._retire(self.generation.name, key)
-        self.generation.compact_if_needed(self.partition.key, self.settings.max_segments)
-        if self.settings.on_missing == "keep":
-            self._keep_quarantined()
-        self.store.quarantine.retain(self.partition.key, self.run_id)
+    # On the reading thread
 
-    def _keep_quarantined(self) -> None:
-        """What earlier runs set aside and this one neither tried nor mended stays in the quarantine."""
-        rows = self.store.quarantine.read(self.partition.key)
-        rows = rows.filter(pc.not_equal(rows["run_id"], self.run_id))
-        if rows.num_rows:
-            mended = self.generation.live_ids(rows["id"].to_pylist(), self.partition.key)
-            rows = rows.filter(pc.invert(pc.is_in(rows["id"], pa.array(mended, pa.string()))))
-            self.store.quarantine.keep(rows, run_id=self.run_id, is_counted=False)
+    def _windows(self) -> Iterator[tuple[_Packed, pa.ChunkedArray]]:
+        """Windows of the snapshots with the texts to embed, each text once."""
+        pieces: list[Piece] = []
+        size, waiting, began = 0, time.perf_counter(), time.perf_counter()
 
-    def _retire(self, generation_name: str, partition_key: str) -> None:
-        try:
-            self.store.retire(generation_name, partition_key)
-        except StoreLockedError as error:  # another run is still at it: the next run retires
-            _LOG.warning("outdated rows stay for now: %s", error)
+        def room() -> int:
+            return self._timely_rows() - sum(piece.rows.num_rows for piece in pieces)
 
-    def deliver(self) -> DeliveryCounts:
+        for run in self._open_partitions():
+            began = time.perf_counter()  # of reading, which finding the changes is not
+            for piece in run.pieces(room, self._within_budget):
+                if pieces and size + piece.rows.nbytes > WINDOW_BYTES:
+                    yield self._packed(pieces, began)
+                    pieces, size = [], 0
+                    began = time.perf_counter()
+                pieces.append(piece)
+                size += piece.rows.nbytes
+                late = time.perf_counter() - waiting >= _FILL_SECONDS
+                if room() <= 0 or late:
+                    yield self._packed(pieces, began)
+                    pieces, size = [], 0
+                    waiting = began = time.perf_counter()
+        if pieces:
+            yield self._packed(pieces, began)
+
+    def _open_partitions(self) -> Iterator[PartitionRun]:
+        for partition in self.partitions:
+            try:
+                run = PartitionRun.opened(self.context, partition)
+            except (StoreLockedError, InputError) as error:
+                self.failed.append(error)
+                continue
+            self.opened.append(run)
+            yield run
+
+    def _packed(self, pieces: list[Piece], began: float) -> tuple[_Packed, pa.ChunkedArray]:
+        tables = [piece.rows for piece in pieces if piece.rows.num_rows]
+        if tables:
+            window = open_window(pa.concat_tables(tables, promote_options="permissive") if tables[1:] else tables[0])
+            texts = window.rows["text"].take(pa.array(window.unique))
+        else:
+            window = Window(pieces[0].rows, np.empty(0, np.int64), np.empty(0, np.int64))
+            texts = pa.chunked_array([], pa.string())
+        observed(self.context.clock.busy)("read", began, time.perf_counter())
+        return _Packed(window, pieces), texts
+
+    def _within_budget(self, rows: int) -> int:
+        if self.context.settings.max_rows is not None:
+            rows = max(0, min(rows, self.context.settings.max_rows - self.drawn))
+        self.drawn += rows
+        return rows
+
+    def _timely_rows(self) -> int:
+        """Rows of a window that is through within a part of `commit_seconds`, as fast as the run is."""
+        timely = int(self._rate() * self.context.settings.commit_seconds / 4)
+        return min(max(_FEW_ROWS, min(WINDOW, timely)), self.context.segment_rows)
+
+    def _rate(self) -> float:
+        """Texts a second through the engine so far."""
+        return self.batched / max(self.context.clock.elapsed - self._first_diff(), 1e-9)
+
+    def _first_diff(self) -> float:
+        """Seconds before anything could be embedded."""
+        return self.opened[0].seconds["diff"] if self.opened else 0.0
+
+    # On the caller's thread
+
+    def _through(self, sequences: int) -> None:
+        """A batch came back from the engine: tell how far the run is, ahead of the window that it belongs to."""
+        self.batched += sequences
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.progress is None or not self.opened:
+            return
+        opened = list(self.opened)
+        total = sum(run.to_write - run.remaining for run in opened)
+        hits = sum(run.cache_hits for run in opened)
+        self.progress(
+            Progress(
+                embedded=min(self.batched + hits, total),
+                total=total,
+                texts_per_s=self._rate(),
+                seconds=self.context.clock.elapsed,
+                partition_key=opened[min(self.finished, len(opened) - 1)].partition.key,
+                partitions=len(self.partitions),
+                partitions_done=self.finished,
+                committed=sum(run.committed for run in opened),
+            )
+        )
+
+    def _account(self, packed: _Packed, result: EmbeddedTexts, writer: ThreadPoolExecutor) -> None:
+        """A window came back from the engine: its rows go to their partitions, and from there to the store."""
+        seconds = self._since_last_window(packed.window)
+        tokens = max(int(result.token_counts.sum()), 1)
+        self.tokens += result.computed_tokens
+        offset, whole = 0, packed.window
+        for piece in packed.pieces:
+            run, rows = piece.run, piece.rows.num_rows
+            if run.partition.key not in self.begun:
+                self.begun.add(run.partition.key)
+                self._write(writer, run.begin)
+            if rows:
+                texts = whole.text_of[offset : offset + rows]
+                window = Window(whole.rows.slice(offset, rows), whole.unique - offset, texts)
+                own = (whole.unique >= offset) & (whole.unique < offset + rows)
+                share = 1.0 if len(packed.pieces) == 1 else int(result.token_counts[own].sum()) / tokens
+                refused = run.account(window, result, seconds, share)
+                run.seconds_total += seconds["elapsed"] * share
+                offset += rows
+                if refused.num_rows:
+                    self._write(writer, run.refuse, refused)
+            if piece.known.num_rows:
+                self._write(writer, run.give_up, piece.untried, piece.known)
+            due = time.perf_counter() - self.last_commit >= self.context.settings.commit_seconds
+            pending = sum(table.num_rows for table in run.pending)
+            if piece.last or due or pending + WINDOW > self.context.segment_rows:
+                self._commit(writer, run)
+            if piece.last:
+                self.finishing.append((run, self._write(writer, run.finish)))
+
+    def _since_last_window(self, window: Window) -> dict[str, float]:
+        """Seconds since the window before came back, by stage, and `elapsed`."""
+        clock = self.context.clock
+        now = {stage: clock.seconds(stage) for stage in STAGES} | {"elapsed": clock.elapsed}
+        since = {name: value - self.accounted.get(name, 0.0) for name, value in now.items()}
+        self.accounted = now
+        if len(window.unique):
+            before = self.timeline[-1][0] if self.timeline else self._first_diff()
+            self.timeline.append((now["elapsed"], len(window.unique) / max(now["elapsed"] - before, 1e-9)))
+        return since
+
+    def _commit(self, writer: ThreadPoolExecutor, run: PartitionRun) -> None:
+        if run.pending:
+            rows, run.pending = pa.concat_tables(run.pending), []
+            self.last_commit = time.perf_counter()
+            self._write(writer, run.commit, rows, rows=rows.num_rows)
+
+    def _write(
+        self, writer: ThreadPoolExecutor, work: Callable[..., None], *what: object, rows: int = 0
+    ) -> Future[None]:
+        """Hands `work` to the writer. Never more rows than a segment's wait there: memory stays bounded. A failure ends
+        the run, and nothing is done to the store after it."""
+        self._written(self.context.segment_rows - rows)
+
+        def unless_broken() -> None:
+            if self.broken:
+                return
+            try:
+                work(*what)
+            except BaseException:
+                self.broken = True
+                raise
+
+        future = writer.submit(in_this_context(unless_broken))
+        self.writing.append((future, rows))
+        return future
+
+    def _written(self, room: int = -1) -> None:
+        """Waits until at most `room` rows are with the writer (below 0: nothing is); raises what went wrong there."""
+        while self.writing:
+            future, _ = self.writing[0]
+            if not future.done() and sum(rows for _, rows in self.writing) <= room:
+                return
+            future.result()
+            self.writing.popleft()
+
+    def _report_finished(self, *, last: bool = False) -> None:
+        """Reports partitions whose rows are all in the store; the newest of them only as the `last`, after delivery."""
+        while len(self.finishing) > 1 or (last and self.finishing):
+            run, future = self.finishing[0]
+            if not future.done() or future.exception() is not None or self.broken:
+                return
+            self.finishing.popleft()
+            self.finished += 1
+            whole: dict[str, object] = {}
+            if last and not self.finishing:
+                clock = self.context.clock
+                run.seconds_total = clock.elapsed - sum(report.seconds_total for report in self.reports)
+                delivery = self._delivered()
+                run.seconds["send"] = clock.seconds("send") - sum(report.seconds.send for report in self.reports)
+                shares = clock.shares(SLICES)
+                whole = {
+                    "timeline": tuple(self.timeline),
+                    "stages": {stage: shares[stage] for stage in STAGES if stage in shares},
+                    "seconds_with_delivery": clock.elapsed,
+                }
+            else:
+                run.seconds_total = run.seconds_total or run.seconds["diff"]  # of which nothing had to be embedded
+                delivery = self._counted(self.sender.report()) if self.sender is not None else DeliveryCounts()
+            seconds_per_token = self.context.clock.seconds("compute") / max(self.tokens, 1)
+            report = run.report(delivery, self.health, seconds_per_token, **whole)
+            self.health = self.context.embedder.health
+            self.reports.append(report)
+            self.done(report)
+
+    def _delivered(self) -> DeliveryCounts:
         """Wait for Longbow, but neither longer than the settings say, nor past a cancellation, nor while it is down."""
         if self.sender is None:
             return DeliveryCounts()
-        deadline = time.perf_counter() + self.settings.delivery_timeout
+        deadline = time.perf_counter() + self.context.settings.delivery_timeout
         while True:
             left = deadline - time.perf_counter()
             report = self.sender.drain(max(0.0, min(left, 0.5)))
@@ -337,138 +460,28 @@ class _Run:
             is_down = report.circuit == "open" or (report.circuit == "half-open" and report.unavailable)
             if report.is_complete or is_down or report.rejected or report.not_searchable or left <= 0:
                 break
-            if self.cancelled is not None and self.cancelled.is_set():
+            cancelled = self.context.cancelled
+            if cancelled is not None and cancelled.is_set():
                 raise RunCancelled("the run was cancelled while it waited for Longbow; all rows are in the store")
         self.sender.close()  # now, not after the report: it must not begin another call that is then waited for
-        rows = report.rows
+        return self._counted(report, problem=_problem(report))
+
+    def _counted(self, report: DeliveryReport, problem: str = "") -> DeliveryCounts:
+        """The sender's figures, without what earlier partitions' reports have of them already."""
+        rows, earlier = report.rows, [done.delivery for done in self.reports]
         return DeliveryCounts(
-            sent=report.rows_sent,
-            bytes_sent=report.bytes_sent,
-            retired=report.rows_retired,
+            sent=report.rows_sent - sum(delivery.sent for delivery in earlier),
+            bytes_sent=report.bytes_sent - sum(delivery.bytes_sent for delivery in earlier),
+            retired=report.rows_retired - sum(delivery.retired for delivery in earlier),
             pending=sum(rows.get(state, 0) for state in ("pending", "sending", "sent")),
             applied=rows.get("applied", 0) + rows.get("searchable", 0),
             searchable=rows.get("searchable", 0),
-            problem=_problem(report),
+            problem=problem,
         )
 
-    def report(self, seconds_total: float, delivery: DeliveryCounts) -> RunReport:
-        changes, engine, shares = self.changes, self.embedder.engine, self.clock.shares(SLICES)
-        health, before = self.embedder.health, self.health_before
-        return RunReport(
-            run_id=self.run_id,
-            partition_key=self.partition.key,
-            generation=self.generation.name,
-            card=self.embedder.card,
-            engine=engine.name,
-            device=engine.device,
-            precision=engine.precision,
-            tokenizer=self.embedder.encoder.tokenizer.name,
-            new=changes.new,
-            changed=changes.changed,
-            stale=changes.stale,
-            unchanged=changes.unchanged,
-            deleted=changes.deleted,
-            null_text=changes.null_text,
-            empty_text=changes.empty_text,
-            null_ids=changes.null_ids,
-            duplicate_ids=changes.duplicate_ids,
-            quarantined=self.quarantined,
-            truncated=self.truncated,
-            cache_hits=self.cache_hits,
-            embedded=self.embedded,
-            tokens=self.tokens,
-            padded_tokens=self.padded_tokens,
-            rows_in_store=self.generation.row_count(self.partition.key),
-            seconds_total=seconds_total,
-            seconds=StageSeconds(**{stage: self.clock.seconds(stage) for stage in _STAGES}),
-            delivery=delivery,
-            timeline=tuple(self.timeline),
-            stages={stage: shares[stage] for stage in _STAGES if stage in shares},
-            seconds_with_delivery=self.clock.elapsed,
-            note=self.note,
-            cache=None if self.embedder.cache is None else self.embedder.cache.statistics(),
-            retried=self.retried,
-            engine_failures=health.failed - before.failed,
-            engine_problem=health.last_failure if health.failed > before.failed or health.standing_in else "",
-            standby_batches=health.batches - before.batches,
-            invalid_text=changes.invalid_text,
-        )
-
-    def _segment_rows(self) -> int:
-        return max(1, min(self.settings.segment_rows, _SEGMENT_BYTES // (4 * self.embedder.dimension + _ROW_OVERHEAD)))
-
-    def _windows(self) -> Iterator[tuple[Window, pa.ChunkedArray]]:
-        """Windows of the snapshot with the texts to embed, each text once."""
-        given_up = GivenUp(self.store.quarantine, self.partition.key, self.embedder.card, self.settings.max_attempts)
-        started = time.perf_counter()
-        for batch in self._snapshot():
-            rows, untried, known = given_up.part(pa.Table.from_batches([batch]))
-            if untried.num_rows:
-                self.store.quarantine.keep(known, run_id=self.run_id)
-                self.untried.append(untried.select(["id", "replaces"]))
-            window = open_window(rows)
-            texts = window.rows["text"].take(pa.array(window.unique))
-            observed(self.clock.busy)("read", started, time.perf_counter())
-            yield window, texts
-            started = time.perf_counter()
-
-    def _snapshot(self) -> Iterator[pa.RecordBatch]:
-        """The snapshot in pieces, each few enough rows for a window."""
-        file = pq.ParquetFile(self.changes.changes_path)
-        # An iterator of its own for each: what pyarrow read of a row group it keeps until its iterator ends.
-        for group in range(file.num_row_groups):
-            size = file.metadata.row_group(group)
-            of_bytes = max(1, _WINDOW_BYTES * size.num_rows // max(size.total_byte_size, 1))
-            for batch in file.iter_batches(min(WINDOW, self._segment_rows(), of_bytes), row_groups=[group]):
-                first = 0
-                while first < batch.num_rows:
-                    piece = batch.slice(first, self._timely_rows())
-                    first += piece.num_rows
-                    yield piece
-
-    def _timely_rows(self) -> int:
-        """Rows of a window that is through within a part of `commit_seconds`, as fast as the run is."""
-        return max(_FEW_ROWS, min(WINDOW, int(self._rate() * self.settings.commit_seconds / 4)))
-
-    def _rate(self) -> float:
-        """Texts a second through the engine so far."""
-        return self.batched / max(self.clock.elapsed - self.clock.seconds("diff"), 1e-9)
-
-    def _finish(self, window: Window, result: EmbeddedTexts) -> pa.Table:
-        """A window that came back from the engine -> rows for the store; what is refused goes to the quarantine."""
-        with self.clock.measuring("guard"):
-            finished = finish_window(window, result, self.embedder, self.generation.schema)
-        if finished.refused.num_rows:
-            self.quarantine(finished.refused, self.embedder.card.fingerprint)
-        self._count(window, result)
-        self.truncated += finished.truncated
-        return finished.rows
-
-    def _count(self, window: Window, result: EmbeddedTexts) -> None:
-        self.embedded += len(window.unique)
-        self.cache_hits += window.rows.num_rows - len(window.unique)
-        self.tokens += result.computed_tokens
-        self.padded_tokens += result.padded_tokens
-        self.retried += result.retried
-        now = self.clock.elapsed
-        since = self.timeline[-1][0] if self.timeline else self.clock.seconds("diff")
-        self.timeline.append((now, len(window.unique) / max(now - since, 1e-9)))
-
-    def _through(self, sequences: int) -> None:
-        """A batch came back from the engine: tell how far the run is, ahead of the window that it belongs to."""
-        self.batched += sequences
-        if self.progress is None:
-            return
-        done = min(self.batched + self.cache_hits, self._to_write)
-        self.progress(
-            Progress(embedded=done, total=self._to_write, texts_per_s=self._rate(), seconds=self.clock.elapsed)
-        )
-
-    def _commit(self, rows: pa.Table) -> None:
-        if not rows.num_rows:
-            return
-        check_room(self.store.root, rows.nbytes, self.settings.min_free_bytes, f"the commit of {rows.num_rows} rows")
-        with self.clock.measuring("write"):
-            self.generation.write_segment(self.partition.key, rows, self.run_id)
-        if self.sender is not None:
-            self.sender.notify()
+    def _failure(self) -> FletcherError:
+        """The first of the partitions' errors, and how many others there are."""
+        first = self.failed[0]
+        if len(self.failed) > 1:
+            return type(first)(f"{first} (and {len(self.failed) - 1} more of {len(self.partitions)} partitions failed)")
+        return first

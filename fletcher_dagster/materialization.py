@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ import dagster as dg
 
 from fletcher_core.embedder import Embedder
 from fletcher_core.longbow.client import LongbowClient
-from fletcher_core.pipeline import MaterializeSettings, materialize
+from fletcher_core.pipeline import MaterializeSettings, materialize_partitions
 from fletcher_core.sources import Partition, Source
 from fletcher_core.store import VectorStore
 from fletcher_core.store.quarantine import ROW_SCHEMA
@@ -32,7 +33,7 @@ from fletcher_dagster.failures import reported_in_words
 from fletcher_dagster.live import LiveRows, live_rows
 from fletcher_dagster.metadata import run_metadata
 from fletcher_dagster.partitions import slices_of
-from fletcher_dagster.progress import ProgressLog, watched
+from fletcher_dagster.progress import RunProgress, watched
 from fletcher_dagster.tracing import partition_span, traced_run
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def _materialize_asset(
     context: dg.AssetExecutionContext, fletcher: FletcherResource, spec: dg.AssetSpec
 ) -> Iterator[AssetEvent]:
     name = spec.key.to_user_string()
-    with reported_in_words(context, f"embedding {name}"), ExitStack() as stack:
+    with reported_in_words(context, f"embedding {name}") as far, ExitStack() as stack:
         stack.enter_context(Pusher(fletcher.metrics, job="fletcher", grouping={"asset": name}))
         source = declared_source(spec)
         slices = slices_of(context, spec, source)
@@ -75,11 +76,9 @@ def _materialize_asset(
             stack.enter_context(longbow)
         store = stack.enter_context(fletcher.store(spec.key))
         run = _AssetRun(context, spec.key, source, embedder, store, longbow, fletcher.materialize_settings())
-        outcomes = []
-        for partition in slices:
-            outcomes.append(run.materialize(partition))
-            if len(slices) > 1:
-                _report_committed(context, spec.key, outcomes[-1])
+        progress = RunProgress(context, spec.key, name)
+        far.said, far.figures = progress.committed, progress.figures
+        outcomes = run.materialize(slices, progress)
     yield _result(spec.key, outcomes)
     yield from selected_checks(context, fletcher, spec.key, [outcome.tally for outcome in outcomes])
 
@@ -96,46 +95,64 @@ class _AssetRun:
     longbow: LongbowClient | None
     settings: MaterializeSettings
 
-    def materialize(self, partition: Partition) -> _Outcome:
-        """Runs the pipeline on one partition, then looks at what the store holds of it."""
-        with partition_span(self.context, self.key, partition.key) as trace:
-            return self._materialize(partition, trace)
+    def materialize(self, slices: Sequence[Partition], progress: RunProgress) -> list[_Outcome]:
+        """Runs the pipeline over the slices; each of several is reported to Dagster as soon as it is committed."""
+        several = len(slices) > 1
+        outcomes: list[_Outcome] = []
+        span_key = f"{slices[0].key}...{slices[-1].key}" if several else slices[0].key
+        began = time.monotonic()
+        with partition_span(self.context, self.key, span_key) as trace:
 
-    def _materialize(self, partition: Partition, trace: str) -> _Outcome:
-        what = "/".join(filter(None, [self.key.to_user_string(), partition.key]))
-        log = ProgressLog(self.context, what)
+            def work(cancelled: threading.Event, committed: Callable[[RunReport], None]) -> list[RunReport]:
+                return materialize_partitions(
+                    self.source,
+                    slices,
+                    embedder=self.embedder,
+                    store=self.store,
+                    longbow=self.longbow,
+                    settings=self.settings,
+                    committed=committed,
+                    progress=progress.update,
+                    cancelled=cancelled,
+                    run_id=self.context.run.run_id,
+                    log_figures=False,  # _log_report does, in Dagster's own log of the run
+                )
 
-        def work(cancelled: threading.Event) -> RunReport:
-            return materialize(
-                self.source,
-                embedder=self.embedder,
-                store=self.store,
-                partition=partition,
-                longbow=self.longbow,
-                settings=self.settings,
-                progress=log.update,
-                cancelled=cancelled,
-                run_id=self.context.run.run_id,
-                log_figures=False,  # _log_report does, in Dagster's own log of the run
+            def committed(report: RunReport) -> None:
+                outcomes.append(self._outcome(report, trace, several))
+                if several:
+                    _report_committed(self.context, self.key, outcomes[-1])
+
+            reports = watched(work, progress.show, committed)
+        if several:
+            self.context.log_event(
+                dg.AssetObservation(
+                    asset_key=self.key,
+                    description=f"{len(reports):,} partitions in one run",
+                    metadata=run_summary_metadata(reports, time.monotonic() - began),
+                )
             )
+        return outcomes
 
-        report = watched(work, log.write)
+    def _outcome(self, report: RunReport, trace: str, several: bool) -> _Outcome:
+        """Looks at what the store holds of a partition that the pipeline is done with."""
+        key = report.partition_key
         generation = next(found for found in self.store.generations() if found.name == report.generation)
-        live = live_rows(generation, partition.key)
+        live = live_rows(generation, key)
+        what = "/".join(filter(None, [self.key.to_user_string(), key]))
         _log_report(self.context, what, report, live, trace)
+        quarantined = self.store.quarantine.read(key) if report.quarantined else ROW_SCHEMA.empty_table()
         metadata = run_metadata(
             report,
             live_rows=live.count,
             schema=generation.schema,
             folder=self.store.root / report.generation,
-            partitioned=bool(partition.key),
+            partitioned=bool(key),
             delivered=self.longbow is not None,
             trace=trace,
         )
-        present = report.new + report.changed + report.stale + report.unchanged
-        quarantined = self.store.quarantine.read(partition.key) if report.quarantined else ROW_SCHEMA.empty_table()
-        tally = tally_of(partition.key, live.count, present, quarantined)
-        return _Outcome(partition.key, metadata, live.version, tally)
+        present = report.new + report.changed + report.stale + report.unchanged - report.remaining
+        return _Outcome(key, metadata, live.version, tally_of(key, live.count, present, quarantined))
 
 
 def _report_committed(context: dg.AssetExecutionContext, key: dg.AssetKey, outcome: _Outcome) -> None:
@@ -174,6 +191,10 @@ def _log_report(context: dg.AssetExecutionContext, what: str, report: RunReport,
         context.log.warning(
             f"{what}: the engine failed {report.engine_failures} times, and another computed {report.standby_batches} "
             f"batches in its place: {report.engine_problem}"
+        )
+    if report.remaining:
+        context.log.warning(
+            f"{what}: {report.remaining:,} rows are left to following runs, as max_rows of the resource says"
         )
     if report.delivery.problem:
         context.log.warning(

@@ -61,12 +61,21 @@ class DeliveryCounts:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: rows of `total` that are embedded (not yet all committed), texts per second, seconds."""
+    """How far a run is: rows of `total` that are embedded, of which `committed` are in the store; texts per second;
+    seconds.
+
+    Of a run over several `partitions`, `total` are the rows of those that were looked at so far; `partitions_done` are
+    committed and reported, and the engine is at `partition_key`, about.
+    """
 
     embedded: int
     total: int
     texts_per_s: float
     seconds: float
+    committed: int = 0
+    partition_key: str = ""
+    partitions: int = 1
+    partitions_done: int = 0
 
 
 @dataclass(frozen=True)

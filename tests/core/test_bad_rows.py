@@ -188,7 +188,8 @@ def test_a_row_that_was_given_up_is_not_found_by_its_old_text(
     picky = with_engine(minilm, PickyEngine(minilm.engine, {token_of(minilm, POISON)}))
     with monkeypatch.context() as patch:  # the quarantine is written, and then the run ends
         patch.setattr(
-            "fletcher_core.pipeline._Run._commit", lambda run, rows: (_ for _ in ()).throw(StoreError("full"))
+            "fletcher_core.partition_run.PartitionRun.commit",
+            lambda run, rows: (_ for _ in ()).throw(StoreError("full")),
         )
         for _ in range(3):
             with pytest.raises(StoreError, match="full"):

@@ -243,7 +243,8 @@ def test_long_texts_are_read_few_at_a_time(
         return open_window(rows)
 
     monkeypatch.setattr("fletcher_core.pipeline.open_window", counted)
-    monkeypatch.setattr("fletcher_core.pipeline._WINDOW_BYTES", 100_000)
+    monkeypatch.setattr("fletcher_core.partition_run.WINDOW_BYTES", 100_000)
+    monkeypatch.setattr("fletcher_core.pipeline.WINDOW_BYTES", 100_000)
     report = materialize(DuckDBTable(database, "long"), embedder=minilm, store=store)
     assert report.embedded == sum(windows) == 60
     assert max(windows) <= 10
