@@ -144,14 +144,8 @@ class Embedder:
         folder = resolve_model(model)
         name = str(model) if not Path(model).expanduser().is_dir() else folder.resolve().name
         package = ModelPackage.read(folder, name.rsplit("/", 1)[-1])
-        limit = package.architecture.max_positions
-        max_length = package.max_length if max_length is None else max_length
-        if max_length > limit:
-            raise ConfigError(f"max_length is {max_length}; model {package.name!r} takes 1 to {limit} tokens")
-        full = package.architecture.hidden_size
-        dimension = full if dimension is None else dimension
-        if dimension > full:
-            raise ConfigError(f"dimension is {dimension}; model {package.name!r} has vectors of {full}")
+        max_length = package.length(max_length)
+        dimension = package.dimension(dimension)
         normalize = package.normalize if normalize is None else normalize
         document = package.prompt_text(prompt, "document", "passage", "corpus")
         tokenizer = load_tokenizer(package.folder, package.architecture.vocab_size)

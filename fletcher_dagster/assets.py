@@ -9,16 +9,19 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import dagster as dg
 
 from fletcher_core.errors import ConfigError
+from fletcher_core.models.description import ModelDescription, describe_model
 from fletcher_core.sources import Source
+from fletcher_core.store.schema import VectorType
 from fletcher_dagster.checks import check_specs
-from fletcher_dagster.declaration import collection_name, declared_source, source_metadata
+from fletcher_dagster.columns import declared_schema
+from fletcher_dagster.declaration import collection_name, declared_source, source_metadata, source_place
 from fletcher_dagster.partitions import require_partitionable
-from fletcher_dagster.resources import FletcherResource
+from fletcher_dagster.resources import VECTOR_SETTINGS, FletcherResource
 from fletcher_dagster.translator import FletcherTranslator, FletcherTranslatorData
 
 
@@ -35,10 +38,13 @@ def build_fletcher_asset_specs(
         translator: decides key, dependencies, group, tags, owners; the default names an asset
             `<table>_embeddings`.
         resource: the resource that will embed, when it is known here: its model then appears in the
-            description and the code version, its store in `dagster/uri`. Settings from `EnvVar` are left out.
+            description, the code version and the tag `fletcher/model`, its store in `dagster/uri`, and the columns
+            in `dagster/column_schema`. Settings from `EnvVar` are left out. The model's small files are read when it
+            is on this machine; nothing is downloaded.
 
     Raises:
-        ConfigError: two sources would make the same asset.
+        ConfigError: two sources would make the same asset, or the resource's model cannot do what is asked of it.
+        ModelError: the resource's model has no such prompt.
     """
     translator = translator or FletcherTranslator()
     specs: dict[dg.AssetKey, dg.AssetSpec] = {}
@@ -84,7 +90,7 @@ def fletcher_assets(
         hooks, op_tags, pool: as for `dagster.multi_asset`.
 
     Raises:
-        ConfigError: a source cannot be partitioned as asked, or two sources make the same asset.
+        ConfigError: a source cannot be partitioned as asked; see also `build_fletcher_asset_specs`.
 
     Example:
         .. code-block:: python
@@ -132,28 +138,46 @@ def fletcher_assets(
 
 def _spec(source: Source, translator: FletcherTranslator, resource: FletcherResource | None) -> dg.AssetSpec:
     settings = resource.known_settings() if resource else {}
+    described = _described_model(settings)
     spec = translator.get_asset_spec(
         FletcherTranslatorData(
             source=source,
             model=settings.get("model"),
             code_version=_code_version(source, settings),
             longbow=resource is None or resource.longbow is None or resource.longbow.enabled,
+            engine=settings.get("engine"),
+            model_description=described,
         )
     )
     collection = collection_name(spec.key)
-    defaults: dict[str, Any] = {"dagster/table_name": collection}
+    defaults: dict[str, Any] = {"dagster/table_name": collection, **source_place(source)}
     if "store_path" in settings:
         defaults["dagster/uri"] = (Path(settings["store_path"]) / collection).absolute().as_uri()
+    if described and settings.get("vector_type") in get_args(VectorType):
+        defaults["dagster/column_schema"] = declared_schema(source, described.dimension, settings["vector_type"])
+    if url := settings.get("dashboard_url"):
+        defaults["fletcher/dashboard"] = dg.MetadataValue.url(url)
     return spec.replace_attributes(metadata={**defaults, **spec.metadata, **source_metadata(source)})
+
+
+def _described_model(settings: Mapping[str, Any]) -> ModelDescription | None:
+    """None when the model, or a setting that the description shows, is known at run time only."""
+    shown = ("dimension", "max_length", "normalize", "prompt")
+    if "model" not in settings or any(name not in settings for name in shown):
+        return None
+    return describe_model(settings["model"], **{name: settings[name] for name in shown})
 
 
 def _code_version(source: Source, settings: Mapping[str, Any]) -> str:
     """Changes when the text that is embedded or the model that embeds it is declared differently."""
+    decisive = {name: settings[name] for name in VECTOR_SETTINGS if name in settings}
+    if settings.get("long_text") != "chunk":
+        decisive.pop("chunk_overlap", None)
     declared = {
         "text_columns": list(source.text_columns),
         "template": source.template,
         "metadata_columns": list(source.metadata_columns),
-        **{key: value for key, value in settings.items() if key != "store_path"},
+        **decisive,
     }
     digest = hashlib.sha256(json.dumps(declared, sort_keys=True, default=str).encode()).hexdigest()[:8]
     return f"{settings.get('model', 'embeddings')}-{digest}"

@@ -5,7 +5,7 @@ the same `DuckDBTable` or `ParquetTable`. The folder of an asset's vectors follo
 """
 
 from dataclasses import fields
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import quote
 
@@ -39,10 +39,27 @@ def declared_source(spec: dg.AssetSpec) -> Source:
     return _KINDS[settings.pop("kind")](**settings)
 
 
+def source_place(source: Source) -> dict[str, dg.MetadataValue[Any]]:
+    """Where the source is, for people to copy or to follow: `fletcher/database`, or `fletcher/files`."""
+    if isinstance(source, DuckDBTable):
+        return {"fletcher/database": dg.MetadataValue.path(_absolute(str(source.database)))}
+    places = [_absolute(pattern) for pattern in source.patterns]
+    if len(places) > 1:
+        return {"fletcher/files": dg.MetadataValue.json(places)}
+    (place,) = places
+    is_link = place.startswith(("http://", "https://"))
+    return {"fletcher/files": dg.MetadataValue.url(place) if is_link else dg.MetadataValue.path(place)}
+
+
 def collection_name(asset_key: dg.AssetKey) -> str:
     """The name of an asset's vector store and of its folder: the key's parts joined by dots, other signs as
     %XX."""
     return ".".join(quote(part, safe="").replace(".", "%2E") for part in asset_key.path)
+
+
+def _absolute(place: str) -> str:
+    """Addresses such as s3://... stay as they are."""
+    return place if "://" in place else str(Path(place).absolute())
 
 
 def _plain(value: object) -> object:

@@ -28,10 +28,11 @@ from fletcher_core.telemetry.push import Pusher
 from fletcher_core.telemetry.run_figures import run_line
 from fletcher_dagster.check_run import check_asset, selected_checks, tally_of
 from fletcher_dagster.checks import Tally
+from fletcher_dagster.columns import column_lineage
 from fletcher_dagster.declaration import declared_source
 from fletcher_dagster.failures import reported_in_words
 from fletcher_dagster.live import LiveRows, live_rows
-from fletcher_dagster.metadata import run_metadata
+from fletcher_dagster.metadata import run_metadata, run_summary_metadata
 from fletcher_dagster.partitions import slices_of
 from fletcher_dagster.progress import RunProgress, watched
 from fletcher_dagster.tracing import partition_span, traced_run
@@ -75,7 +76,8 @@ def _materialize_asset(
         if longbow is not None:
             stack.enter_context(longbow)
         store = stack.enter_context(fletcher.store(spec.key))
-        run = _AssetRun(context, spec.key, source, embedder, store, longbow, fletcher.materialize_settings())
+        settings, lineage = fletcher.materialize_settings(), column_lineage(source, spec)
+        run = _AssetRun(context, spec.key, source, embedder, store, longbow, settings, lineage, fletcher.dashboard_url)
         progress = RunProgress(context, spec.key, name)
         far.said, far.figures = progress.committed, progress.figures
         outcomes = run.materialize(slices, progress)
@@ -94,6 +96,8 @@ class _AssetRun:
     store: VectorStore
     longbow: LongbowClient | None
     settings: MaterializeSettings
+    lineage: dg.TableColumnLineage | None
+    dashboard_url: str
 
     def materialize(self, slices: Sequence[Partition], progress: RunProgress) -> list[_Outcome]:
         """Runs the pipeline over the slices; each of several is reported to Dagster as soon as it is committed."""
@@ -150,6 +154,10 @@ class _AssetRun:
             partitioned=bool(key),
             delivered=self.longbow is not None,
             trace=trace,
+            lineage=self.lineage,
+            quarantined=quarantined,
+            dashboard_url=self.dashboard_url,
+            pictures=not several,
         )
         present = report.new + report.changed + report.stale + report.unchanged - report.remaining
         return _Outcome(key, metadata, live.version, tally_of(key, live.count, present, quarantined))

@@ -1,15 +1,18 @@
-"""Small pictures of a run, as Markdown that Dagster's UI shows: its throughput, and when each stage was busy.
+"""Small pictures of a run, as Markdown that Dagster's UI shows: its throughput, its texts' lengths, its busy stages.
 
-In come figures of the run's report; out go an image with an inline SVG, and a table. Dagster's Markdown view allows
+In come figures of the run's report; out go an image with an inline SVG, and tables. Dagster's Markdown view allows
 `data:` images (its sanitizer's schema lists them), so nothing has to be hosted anywhere.
 """
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 
+from fletcher_core.telemetry import LENGTH_EDGES
+
 WIDTH, HEIGHT = 440, 150  # the metadata table gives an image no more on a window of common width
 LEFT, RIGHT, TOP, BOTTOM = 64, 14, 30, 28
 STEPS = 60
+BAR = 24  # characters of a histogram's longest bar
 
 
 def throughput_markdown(samples: Sequence[tuple[float, float]], begin: float = 0.0) -> str | None:
@@ -31,6 +34,32 @@ def stages_markdown(stages: Mapping[str, Sequence[float]], seconds: float) -> st
         return None
     rows = [f"| {stage} | {_mean(shares)} | `{_bars(shares)}` |" for stage, shares in stages.items()]
     return "\n".join([f"| busy | mean | over {seconds:,.1f} s, delivery included |", "|---|---|---|", *rows])
+
+
+def lengths_markdown(lengths: Sequence[int]) -> str | None:
+    """A Markdown table of how many texts have how many tokens, with a bar for each bin; None when there are no texts.
+
+    `lengths` counts by the bins of `LENGTH_EDGES`, the last of which has all that is longer. Empty bins before the
+    first text and after the last one are left out.
+    """
+    filled = [place for place, count in enumerate(lengths) if count]
+    if not filled:
+        return None
+    most = max(lengths)
+    lows = [1, *(edge + 1 for edge in LENGTH_EDGES)]
+    names = [f"{low:,} to {edge:,}" for low, edge in zip(lows, LENGTH_EDGES, strict=False)]
+    names.append(f"over {LENGTH_EDGES[-1]:,}")
+    rows = [
+        f"| {names[place]} | {lengths[place]:,} | `{_bar(lengths[place] / most)}` |"
+        for place in range(filled[0], filled[-1] + 1)
+    ]
+    return "\n".join(["| tokens | texts | |", "|---|---|---|", *rows])
+
+
+def _bar(share: float) -> str:
+    """As long as `share` of the whole width, to an eighth of a character; something for all but nothing."""
+    eighths = max(round(share * BAR * 8), 1 if share else 0)
+    return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8]).strip() or " "
 
 
 def _mean(shares: Sequence[float]) -> str:

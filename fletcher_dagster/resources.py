@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fletcher_core.errors import ConfigError, StoreError
 from fletcher_dagster.declaration import collection_name
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from fletcher_core.store import VectorStore
 
 _MODEL_SETTINGS = ("model", "precision", "max_length", "dimension", "normalize", "prompt", "long_text")
+VECTOR_SETTINGS = (*_MODEL_SETTINGS, "chunk_overlap", "vector_type")
+"""What decides an asset's vectors."""
 _EMBEDDER_SETTINGS = (
     *_MODEL_SETTINGS,
     "chunk_overlap",
@@ -173,6 +175,19 @@ class FletcherResource(dg.ConfigurableResource[Any]):
         "(http://host:9091), otlp (the endpoint in OTEL_EXPORTER_OTLP_ENDPOINT), or nowhere.",
     )
     longbow: LongbowResource | None = Field(default=None, description="None: the embedded server.")
+    dashboard_url: str = Field(
+        default="",
+        description="http(s) address of a dashboard of Fletcher's metrics, linked from every run's metadata.",
+    )
+
+    @field_validator("dashboard_url", mode="before")
+    @classmethod
+    def _check_dashboard(cls, url: object) -> object:
+        # Before pydantic makes a plain str of an EnvVar, which has the variable's name: what it gives is checked in
+        # the run.
+        if type(url) is str and url and not url.startswith(("http://", "https://")):
+            raise ConfigError(f"dashboard_url is {url!r}: give an address that begins with http:// or https://")
+        return url
 
     def run(self, context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
         """Bring the selected assets of `context` up to date and yield their results and check results.
@@ -239,8 +254,8 @@ class FletcherResource(dg.ConfigurableResource[Any]):
         return MaterializeSettings(**settings, delivery_timeout=(self.longbow or LongbowResource()).delivery_timeout)
 
     def known_settings(self) -> dict[str, Any]:
-        """Where the vectors go and what decides them, without what an `EnvVar` gives at run time."""
-        settings = {name: getattr(self, name) for name in ("store_path", *_MODEL_SETTINGS, "vector_type")}
+        """What an asset's definition says of this resource, without what an `EnvVar` gives at run time."""
+        settings = {name: getattr(self, name) for name in ("store_path", "engine", "dashboard_url", *VECTOR_SETTINGS)}
         # Dagster's EnvVar classes are subclasses of str and int that must not be read before the run.
         return {name: value for name, value in settings.items() if type(value) in (str, int, bool, type(None))}
 

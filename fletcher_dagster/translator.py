@@ -6,35 +6,45 @@ a `dagster.AssetSpec`. It exists so that a project can rename, group and tag its
 
 import re
 from dataclasses import dataclass
+from pathlib import PurePath
 
 import dagster as dg
 
+from fletcher_core.models.architecture import Family
+from fletcher_core.models.description import ModelDescription
 from fletcher_core.sources import DuckDBTable, Source
+
+_FAMILIES: dict[Family, str] = {"bert": "BERT", "nomic_bert": "NomicBERT"}
+_TAG_VALUE_CHARACTERS = 63  # the most that Dagster takes
 
 
 @dataclass(frozen=True)
 class FletcherTranslatorData:
     """What an asset spec is made from.
 
-    `model` is None when the resource that will embed is not known at definition time, or takes it from an
-    environment variable. `code_version` covers the text that is embedded and the known settings of the model.
-    `longbow` says whether vectors are also delivered to Longbow.
+    `model` and `engine` are None when the resource that will embed is not known at definition time, or takes them
+    from an environment variable. `code_version` covers the text that is embedded and the known settings of the
+    model. `longbow` says whether vectors are also delivered to Longbow. `model_description` is None, too, when the
+    model is not on this machine.
     """
 
     source: Source
     model: str | None
     code_version: str
     longbow: bool = True
+    engine: str | None = None
+    model_description: ModelDescription | None = None
 
 
 class FletcherTranslator:
-    """Maps sources to asset specs. Override `get_asset_spec` to change keys, groups, tags or dependencies."""
+    """Maps sources to asset specs. Override `get_asset_spec` to change keys, groups, owners, tags or dependencies."""
 
     def get_asset_spec(self, data: FletcherTranslatorData) -> dg.AssetSpec:
         """The spec of the asset that holds the embeddings of `data.source`.
 
         The default: a table `main.docs` becomes the asset `main/docs_embeddings` that depends on the asset
-        `main/docs`; a source with a `name` of its own, a query or Parquet files go by that name.
+        `main/docs`; a source with a `name` of its own, a query or Parquet files go by that name. The model's name is
+        the tag `fletcher/model`. Dagster takes no more than three kinds, which source, `longbow` and `mlx` fill.
         """
         source = data.source
         path = _key_path(source.name)
@@ -43,7 +53,8 @@ class FletcherTranslator:
             key=dg.AssetKey([*path[:-1], f"{path[-1]}_embeddings"]),
             deps=[dg.AssetKey(_key_path(table or source.name))],
             description=_description(data),
-            kinds={_kind(data.source)} | ({"longbow"} if data.longbow else set()),
+            kinds=_kinds(data),
+            tags=_tags(data),
             code_version=data.code_version,
         )
 
@@ -54,11 +65,41 @@ def _key_path(name: str) -> list[str]:
     return [part for part in parts if part] or ["source"]
 
 
-def _kind(source: Source) -> str:
-    return "duckdb" if isinstance(source, DuckDBTable) else "parquet"
+def _kinds(data: FletcherTranslatorData) -> set[str]:
+    source = "duckdb" if isinstance(data.source, DuckDBTable) else "parquet"
+    return {source} | ({"longbow"} if data.longbow else set()) | ({"mlx"} if data.engine == "mlx" else set())
+
+
+def _tags(data: FletcherTranslatorData) -> dict[str, str]:
+    """The model without the owner or the folders before its name; no tag for a name that is none of Dagster's."""
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", PurePath(data.model or "").name)[:_TAG_VALUE_CHARACTERS].strip("_.-")
+    return {"fletcher/model": name} if name else {}
 
 
 def _description(data: FletcherTranslatorData) -> str:
     columns = ", ".join(f"`{column}`" for column in data.source.text_columns)
     model = f" by the model `{data.model}`" if data.model else ""
-    return f"Embeddings of {columns} of `{data.source.name}`{model}: one vector a row, kept up to date."
+    sentence = f"Embeddings of {columns} of `{data.source.name}`{model}: one vector a row, kept up to date."
+    return "\n\n".join([sentence, _model_card(data.model_description)] if data.model_description else [sentence])
+
+
+def _model_card(model: ModelDescription) -> str:
+    """As a Markdown table."""
+    lines = {
+        "Model": f"`{model.name}`",
+        "Architecture": f"{_FAMILIES[model.family]}, {model.layers} layers",
+        "Dimension": f"{model.dimension:,}",
+        "Longest text": f"{model.max_tokens:,} tokens",
+        "Pooling": model.pooling,
+        "Normalized": "yes" if model.normalize else "no",
+        "Prompt": f"`{_cell(model.prompt)}`" if model.prompt else "none",
+        "Licence": model.licence or "not stated",
+    }
+    (first, value), *rest = lines.items()
+    return "\n".join([f"| {first} | {value} |", "|---|---|", *(f"| {name} | {value} |" for name, value in rest)])
+
+
+def _cell(text: str) -> str:
+    """Any text as code inside a cell of a Markdown table."""
+    plain = " ".join(text.replace("`", "'").split())
+    return plain[:80].replace("|", "\\|")

@@ -98,6 +98,7 @@ class FletcherModel(dg.Model):
     min_free_bytes: int | str | None = None
     metrics: str | None = None
     longbow: LongbowModel | None = None
+    dashboard_url: str | None = None
 
 
 class DynamicPartitionsDefinitionModel(dg.Model):

@@ -4,12 +4,28 @@ import importlib.metadata
 import os
 from pathlib import Path
 
+from fletcher_core.models.resolve import installed_package
+
 _WEIGHTS = "model.safetensors"
 
 
 def installed_models() -> list[tuple[str, Path]]:
     """Names, as `Embedder.load` takes them, and folders."""
     return [*_packages(), *_hub_cache()]
+
+
+def find_model(name: str) -> Path | None:
+    """The folder of model `name` as `resolve_model` finds it, but None where that would have to download it.
+
+    Raises:
+        ModelError: the installed package of that name holds no model.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if name.startswith(("/", ".", "~")):
+        return None
+    return installed_package(name) or dict(_hub_cache()).get(name)
 
 
 def _packages() -> list[tuple[str, Path]]:

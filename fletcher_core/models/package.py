@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from fletcher_core.errors import ModelError
+from fletcher_core.errors import ConfigError, ModelError
 from fletcher_core.models.architecture import Architecture
 from fletcher_core.models.json_file import brief, entries, flag, length_limit, read_any_json, read_json, text
 
@@ -70,6 +70,28 @@ class ModelPackage:
             prompts=prompts,
             default_prompt=default if isinstance(default, str) else None,
         )
+
+    def length(self, max_length: int | None) -> int:
+        """The most tokens of a text when `max_length` is asked for; None is the model's own limit.
+
+        Raises:
+            ConfigError: the model takes no texts of that length.
+        """
+        limit = self.architecture.max_positions
+        if max_length is not None and not 1 <= max_length <= limit:
+            raise ConfigError(f"max_length is {max_length}; model {self.name!r} takes 1 to {limit} tokens")
+        return self.max_length if max_length is None else max_length
+
+    def dimension(self, dimension: int | None) -> int:
+        """Elements of each vector when `dimension` is asked for; None is all that the model has.
+
+        Raises:
+            ConfigError: the model has no such vectors.
+        """
+        full = self.architecture.hidden_size
+        if dimension is not None and not 1 <= dimension <= full:
+            raise ConfigError(f"dimension is {dimension}; model {self.name!r} has vectors of {full}")
+        return full if dimension is None else dimension
 
     def prompt_text(self, prompt: str | None, *roles: str) -> str:
         """The text to put before each input.

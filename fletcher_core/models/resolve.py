@@ -25,7 +25,7 @@ def resolve_model(name: str | Path) -> Path:
     text = str(name)
     if text.startswith(("/", ".", "~")):
         raise ModelError(f"there is no model folder {text!r}: check the path (relative to {Path.cwd()})")
-    if installed := _installed(text):
+    if installed := installed_package(text):
         return installed
     if text.count("/") == 1:
         return _from_hub(text)
@@ -35,7 +35,12 @@ def resolve_model(name: str | Path) -> Path:
     )
 
 
-def _installed(name: str) -> Path | None:
+def installed_package(name: str) -> Path | None:
+    """The model's folder in the installed distribution `name`; None when there is no such distribution.
+
+    Raises:
+        ModelError: there is, but it holds no model.
+    """
     try:
         files = importlib.metadata.files(name) or []
     except (importlib.metadata.PackageNotFoundError, ValueError):
