@@ -1,4 +1,4 @@
-"""Dagster's runs in traces: a span around each partition of an asset, with what Dagster calls it."""
+"""Dagster's runs in traces: a span around an asset's partition or range of them, with what Dagster calls it."""
 
 import logging
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def traced_run() -> Iterator[None]:
 def partition_span(context: dg.AssetExecutionContext, key: dg.AssetKey, partition_key: str) -> Iterator[str]:
     """The block as a span, the root of a trace of its own unless one is current already; the trace's id, '' for none.
 
-    One trace a partition: that of a backfill of thousands would be more than anybody can look at.
+    Partitions of a range go through the engine together, and so are one trace; its spans are few however many they are.
     """
     attributes: dict[str, AttributeValue] = {
         "dagster.run_id": context.run.run_id,

@@ -118,7 +118,7 @@ def test_keys_that_are_no_file_names_work(project: Project) -> None:
     assert [project.figures(partition=key)["dagster/partition_row_count"] for key in keys] == [2, 2, 2]
 
 
-def test_a_range_that_fails_halfway_keeps_what_was_committed(project: Project) -> None:
+def test_a_partition_that_fails_costs_the_others_of_its_range_nothing(project: Project) -> None:
     source = project.docs(partition_column="day")
     assets = project.assets(source, partitions_def=DAYS)
     with project.fletcher.store("docs_embeddings") as store:
@@ -128,8 +128,12 @@ def test_a_range_that_fails_halfway_keeps_what_was_committed(project: Project) -
             result = project.run_range(assets, "2026-01-01", "2026-01-03")
     error = failure(result)
     assert "another-run" in (error.description or "")
-    assert plain(error.metadata)["fletcher/error"] == "StoreLockedError"
-    assert project.instance.get_materialized_partitions(dg.AssetKey("docs_embeddings")) == {"2026-01-01"}
+    assert "4 rows are committed and 2 of 3 partitions are complete" in (error.description or "")
+    figures = plain(error.metadata)
+    assert figures["fletcher/error"] == "StoreLockedError"
+    assert (figures["fletcher/rows_committed"], figures["fletcher/partitions_committed"]) == (4, 2)
+    done = project.instance.get_materialized_partitions(dg.AssetKey("docs_embeddings"))
+    assert done == {"2026-01-01", "2026-01-03"}
     assert project.run_range(assets, "2026-01-01", "2026-01-03").success
     assert project.figures(partition="2026-01-01")["fletcher/rows_unchanged"] == 2
     assert project.figures(partition="2026-01-02")["fletcher/rows_new"] == 2
