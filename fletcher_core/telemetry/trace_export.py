@@ -31,29 +31,54 @@ _stop: Callable[[], None] | None = None
 
 
 class _Complaints(logging.Filter):
-    """Stands before the exporter's log: says the first problem in our words, and nothing until spans arrived again."""
+    """Stands before the exporter's log: says the first problem in our words, and nothing until spans arrived again.
+
+    A full queue is a complaint of its own, once a process: it says nothing of whether, nor why, a collector refuses.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.failing = False
+        self._of_failure = False
+        self._of_full_queue = False
+        self._saying = threading.Lock()
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
             return True
-        if not self.failing:
-            self.failing = True
-            said = " ".join(record.getMessage().split())
+        if str(record.msg).startswith("Queue full"):
+            self._full()
+        else:
+            self._failed(" ".join(record.getMessage().split()))
+        return False
+
+    def _full(self) -> None:
+        with self._saying:
+            known = self._of_failure or self._of_full_queue  # where nothing arrives, the queue fills by itself
+            self._of_full_queue = True
+        if not known:
+            _LOG.warning(
+                "more spans end than the collector takes, and some are dropped; everything else goes on. Record fewer "
+                "with OTEL_TRACES_SAMPLER, or set OTEL_BSP_MAX_QUEUE_SIZE higher. This is said once"
+            )
+
+    def _failed(self, said: str) -> None:
+        with self._saying:
+            known, self._of_failure = self._of_failure, True
+        if not known:
             _LOG.warning(
                 "traces do not reach the collector and are dropped; everything else goes on (%s). Correct "
                 "OTEL_EXPORTER_OTLP_ENDPOINT, or set OTEL_SDK_DISABLED=true. This is said once",
                 said[:300],
             )
-        return False
+        self.failing = True  # last: a process that waits for this ends at once, and with it what is not yet said
 
     def arrived(self) -> None:
         """Spans were taken."""
-        if self.failing:
-            self.failing = False
+        with self._saying:
+            failed, self._of_failure = self._of_failure, False
+        self.failing = False
+        if failed:
             _LOG.info("traces reach the collector again")
 
 

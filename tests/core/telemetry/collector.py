@@ -8,20 +8,29 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 
 class Collector:
-    """Listens on a free port of loopback until `close`. `status` is its answer; `headers` those of the requests."""
+    """Listens on a free port of loopback until `close`. `status` is its answer; `headers` those of the requests.
 
-    def __init__(self, status: int = 200) -> None:
+    With `held` it answers nobody who sends spans until somebody posts to /release.
+    """
+
+    def __init__(self, status: int = 200, *, held: bool = False) -> None:
         self.requests: list[ExportTraceServiceRequest] = []
         self.headers: list[dict[str, str]] = []
         collector = self
+        released = threading.Event()
+        if not held:
+            released.set()
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 collector.headers.append({name.lower(): value for name, value in self.headers.items()})
+                if self.path == "/release":
+                    released.set()
                 if self.path == "/v1/traces":
+                    released.wait()
                     collector.requests.append(ExportTraceServiceRequest.FromString(body))
-                self.send_response(status)
+                self.send_response(200 if self.path == "/release" else status)
                 self.end_headers()
 
             def log_message(self, *_: Any) -> None:
