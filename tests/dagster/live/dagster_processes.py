@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -105,10 +105,8 @@ def _process(log: Path, arguments: tuple[str, ...], variables: Mapping[str, str]
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # runs and their steps that are left
-        except ProcessLookupError:
-            pass
 
 
 def _until(process: subprocess.Popen[bytes], log: Path, ready: Callable[[], bool]) -> None:

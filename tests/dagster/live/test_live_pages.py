@@ -1,0 +1,67 @@
+"""The asset's page as a user sees it in a browser: metadata, plots, checks and partitions.
+
+FLETCHER_SCREENSHOTS=docs/images keeps pictures of it there.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import PROGRAM, Page, browser_page
+from conftest import Live
+
+pytestmark = [
+    pytest.mark.xdist_group("live"),
+    pytest.mark.skipif(PROGRAM is None, reason="no Chromium: apt install chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def embedded(live: Live) -> Live:
+    """Seven more rows of the last days, embedded in two more backfills, so that the plots have something to show."""
+    for round in range(2):
+        live.sql(f"UPDATE docs SET text = text || ' ({round})' WHERE day >= '{live.days[-5 + round]}'")
+        state = live.web.finished_backfill(live.web.backfill("docs_embeddings", live.days[-8:]))
+        assert state["status"] == "COMPLETED_SUCCESS", state
+    return live
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[Page]:
+    with browser_page(tmp_path / "profile") as page:
+        yield page
+
+
+def keep(page: Page, name: str) -> None:
+    if folder := os.environ.get("FLETCHER_SCREENSHOTS"):
+        page.picture(Path(folder) / f"{name}.png")
+
+
+def test_the_asset_page_shows_the_figures_of_the_latest_run(embedded: Live, page: Page) -> None:
+    page.open(f"{embedded.web.address}/assets/docs_embeddings?view=overview")
+    page.wait_for("fletcher/texts_per_s", "dagster/partition_row_count", "fletcher/rows_embedded", "Embeddings of")
+    page.wait_for("row_parity", "quarantine")
+    keep(page, "dagster-overview")
+
+
+def test_the_plots_are_drawn(embedded: Live, page: Page) -> None:
+    page.open(f"{embedded.web.address}/assets/docs_embeddings?view=overview")
+    page.wait_for("fletcher/texts_per_s")
+    page.click("Plots")
+    page.wait_for("fletcher/texts_per_s", "dagster/partition_row_count")
+    assert page.count("canvas") >= 2
+    keep(page, "dagster-plots")
+
+
+def test_the_checks_passed(embedded: Live, page: Page) -> None:
+    page.open(f"{embedded.web.address}/assets/docs_embeddings?view=checks")
+    page.wait_for("row_parity", "quarantine", "Passed")
+    keep(page, "dagster-checks")
+
+
+def test_each_partition_is_materialized_and_has_its_figures(embedded: Live, page: Page) -> None:
+    day = embedded.days[-1]
+    page.open(f"{embedded.web.address}/assets/docs_embeddings?view=partitions&partition={day}")
+    page.wait_for(day, "dagster/partition_row_count", "Materialized")
+    keep(page, "dagster-partitions")
