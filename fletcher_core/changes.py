@@ -11,7 +11,7 @@ from typing import Literal
 import duckdb
 import pyarrow as pa
 
-from fletcher_core.columns import stored_type
+from fletcher_core.columns import kept_type
 from fletcher_core.errors import ConfigError, InputError, StoreError
 from fletcher_core.invalid_text import has_mark, is_invalid_text, number_in, quarantined_select
 from fletcher_core.sources import (
@@ -20,8 +20,8 @@ from fletcher_core.sources import (
     Source,
     attached,
     column_types,
-    filter_column,
     marked_relation,
+    partition_condition,
     reading_failed,
 )
 from fletcher_core.sql import connect, first_line, identifier, literal, stoppable
@@ -158,25 +158,28 @@ def _scan(
     unchanged rows, which that sequence tells apart more cheaply; text, hashes and metadata where there is work to do.
     The text of a row of status 'invalid_text' is its mark's number, see `invalid_text`.
     """
-    with attached(source, connection) as relation:
+    with attached(source, connection, partition) as relation:
         types = column_types(source, connection, relation, partition)
+        # Not the types of the partition's own files, which may be narrower than those of all files together.
+        kept = {field.name: kept_type(field.type) for field in generation.metadata_schema}
 
         def compare(rows: str) -> None:
             _copy(connection, _compared(source, rows, partition, generation), target, "COMPRESSION snappy")
 
         try:
             try:
-                compare(_hashed(source, types, relation, partition))
+                compare(_hashed(source, types, kept, relation, partition))
             except duckdb.InvalidInputException as error:
                 if not isinstance(source, ParquetTable) or not is_invalid_text(error):
                     raise
-                compare(_hashed(source, types, marked_relation(source, connection, partition), partition, marked=True))
+                files = marked_relation(source, connection, partition)
+                compare(_hashed(source, types, kept, files, partition, marked=True))
         except duckdb.OutOfMemoryException:
             raise
         except duckdb.Error as error:
             if generation.name in str(error) or str(target.parent) in str(error):  # the store's fault, not the source's
                 raise
-            raise reading_failed(source, error) from error
+            raise reading_failed(source, error, partition) from error
     constant = "" if source.metadata_columns else ", '' AS metadata_hash"
     connection.execute(
         f"CREATE TEMP VIEW scan AS SELECT * REPLACE (coalesce(status, 'unchanged') AS status){constant} "
@@ -211,35 +214,32 @@ def _compared(source: Source, rows: str, partition: Partition, generation: Gener
     return f"SELECT replaces, {kept} FROM ({compared})"
 
 
-def _hashed(source: Source, types: dict[str, str], relation: str, partition: Partition, *, marked: bool = False) -> str:
+def _hashed(
+    source: Source,
+    types: dict[str, str],
+    kept: dict[str, str],
+    relation: str,
+    partition: Partition,
+    *,
+    marked: bool = False,
+) -> str:
     """A SELECT of the source's rows: id, text, metadata columns, fletcher_kind, fletcher_key, and the hashes as the
     ledger has them, fletcher_content and fletcher_metadata.
 
     The kind says whether a row can be embedded ('text'); the key is the id of such a row, and null for others.
-    `marked` says that the relation may hold marks.
+    `kept` is what metadata columns are cast to. `marked` says that the relation may hold marks.
     """
     row_id = identifier(source.id_column)
     texts = [identifier(name) for name in source.text_columns]
-    metadata = [
-        f"CAST({identifier(name)} AS {stored_type(types[name])[0]}) AS {identifier(name)}"
-        for name in source.metadata_columns
-    ]
+    metadata = [f"CAST({identifier(name)} AS {kept[name]}) AS {identifier(name)}" for name in source.metadata_columns]
     kind = (
         f"CASE WHEN {row_id} IS NULL THEN 'null_id' WHEN {' AND '.join(f'{name} IS NULL' for name in texts)} "
         f"THEN 'null_text' WHEN {' AND '.join(map(is_blank, texts))} THEN 'empty_text' ELSE 'text' END"
     )
-    text, condition = text_sql(source.text_columns, source.template), "true"
-    used = [source.id_column, *source.text_columns, *source.metadata_columns]
-    if partition.filtered:
-        name = filter_column(source, partition)
-        condition = partition.condition(name, types[name])
-        used.append(name)
-        if marked:
-            # Not by OR, which may work out both sides: a mark is no timestamp.
-            is_marked = has_mark(f"CAST({identifier(name)} AS VARCHAR)")
-            condition = f"CASE WHEN {is_marked} THEN true ELSE {condition} END"
+    text = text_sql(source.text_columns, source.template)
+    condition = partition_condition(source, partition, types, marked=marked)
     if marked:
-        everything = f"concat({', '.join(f'CAST({identifier(name)} AS VARCHAR)' for name in used)})"
+        everything = f"concat({', '.join(f'CAST({identifier(name)} AS VARCHAR)' for name in types)})"
         kind = f"CASE WHEN {row_id} IS NOT NULL AND {has_mark(everything)} THEN 'invalid_text' ELSE {kind} END"
         text = f"CASE WHEN {has_mark(everything)} THEN CAST({number_in(everything)} AS VARCHAR) ELSE {text} END"
     columns = [f"CAST({row_id} AS VARCHAR) AS id", f"{text} AS text", f"{kind} AS fletcher_kind", *metadata]

@@ -31,6 +31,11 @@ def stored_type(duckdb_type: str) -> tuple[str, pa.DataType]:
     return _STORED_TYPES.get(duckdb_type, ("VARCHAR", pa.string()))
 
 
+def kept_type(type_: pa.DataType) -> str:
+    """The SQL type a metadata column is cast to for the store that has it as `type_`."""
+    return next((sql for sql, stored in _STORED_TYPES.values() if stored == type_), "VARCHAR")
+
+
 def check_text_type(name: str, duckdb_type: str, origin: str) -> None:
     """Raises `SourceError` when the column cannot stand as a text; numbers and dates can, in their text form."""
     if duckdb_type == "BLOB":

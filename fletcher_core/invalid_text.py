@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import duckdb
 
+from fletcher_core.parquet_files import ParquetFiles
 from fletcher_core.sql import identifier, literal, literals
 
 _REFUSED = "Invalid string encoding found in Parquet file"
@@ -25,8 +26,8 @@ def is_invalid_text(error: duckdb.Error) -> bool:
     return _REFUSED in str(error)
 
 
-def marked_files(connection: duckdb.DuckDBPyConnection, paths: Sequence[str], wanted: Sequence[str] | None) -> str:
-    """A relation like `read_parquet(paths, union_by_name = true)`, with a mark in place of each invalid value.
+def marked_files(connection: duckdb.DuckDBPyConnection, files: ParquetFiles, wanted: Sequence[str] | None) -> str:
+    """A relation like `files.relation()`, with a mark in place of each invalid value.
 
     Args:
         wanted: the columns that will be read, of which nested ones may become texts; None when that is not known. A
@@ -36,14 +37,16 @@ def marked_files(connection: duckdb.DuckDBPyConnection, paths: Sequence[str], wa
         f"CREATE TEMP TABLE {_TABLE} (number BIGINT, file VARCHAR, row BIGINT, name VARCHAR, shown VARCHAR)"
     )
     known = None if wanted is None else {name.lower() for name in wanted}
-    for path in paths:
+    for path in files.paths:
         columns = [
             name
-            for name, kind in _columns(connection, f"read_parquet({literals([path])})")
-            if any(plain in kind for plain in _PLAIN) and (known is None or name.lower() in known)
+            for name, kind in _columns(connection, f"read_parquet({literals([path])}, hive_partitioning = false)")
+            if any(plain in kind for plain in _PLAIN)
+            and (known is None or name.lower() in known)
+            and name.lower() not in files.path_columns  # a path's value stands for the file's own
         ]
         _find_invalid(connection, path, columns)
-    return _with_marks(connection, paths, keep_types=wanted is None)
+    return _with_marks(connection, files, keep_types=wanted is None)
 
 
 def has_mark(text: str) -> str:
@@ -89,7 +92,7 @@ def _find_invalid(connection: duckdb.DuckDBPyConnection, path: str, columns: Seq
     """Adds the invalid values of one file to the table. Memory: 16 bytes a row, which DuckDB may spill."""
     replaced, ignored = (
         f"read_parquet({literals([path])}, filename = 'fletcher_file', file_row_number = true, "
-        f"utf8_validation = '{reading}')"
+        f"hive_partitioning = false, utf8_validation = '{reading}')"
         for reading in ("replace", "ignore")
     )
     if not columns:
@@ -114,9 +117,8 @@ def _hash(name: str) -> str:
     return f"hash(CAST({identifier(name)} AS VARCHAR))"
 
 
-def _with_marks(connection: duckdb.DuckDBPyConnection, paths: Sequence[str], *, keep_types: bool) -> str:
-    files = f"read_parquet({literals(paths)}, union_by_name = true"
-    columns = _columns(connection, f"{files})")
+def _with_marks(connection: duckdb.DuckDBPyConnection, files: ParquetFiles, *, keep_types: bool) -> str:
+    columns = _columns(connection, f"{files.read()})")
     found = connection.execute(f"SELECT DISTINCT name FROM {_TABLE} ORDER BY name").fetchall()
     places = {name: f"fletcher_number_{index}" for index, (name,) in enumerate(found)}
     # So random that no text has it; digits, which a query that changes the case of a text leaves alone.
@@ -130,12 +132,14 @@ def _with_marks(connection: duckdb.DuckDBPyConnection, paths: Sequence[str], *, 
         elif place is not None:
             value = f"CASE WHEN {place} IS NULL THEN CAST({value} AS VARCHAR) ELSE concat({begin}, {place}, ';') END"
         values.append(f"{value} AS {identifier(name)}")
+    if files.file_column is not None:
+        values.insert(0, f"{files.name_sql('fletcher_file')} AS {identifier(files.file_column)}")
     numbers = ", ".join(f"max(number) FILTER (name = {literal(name)}) AS {place}" for name, place in places.items())
     marks = (
         f"SELECT file AS fletcher_marked_file, row AS fletcher_marked_row, {numbers} FROM {_TABLE} GROUP BY file, row"
     )
     return (
-        f"(SELECT {', '.join(values)} FROM {files}, filename = 'fletcher_file', file_row_number = true, "
+        f"(SELECT {', '.join(values)} FROM {files.read()}, filename = 'fletcher_file', file_row_number = true, "
         f"utf8_validation = 'replace') files LEFT JOIN ({marks}) marks "
         "ON fletcher_file = fletcher_marked_file AND files.file_row_number = fletcher_marked_row)"
     )

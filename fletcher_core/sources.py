@@ -8,9 +8,9 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 import duckdb
@@ -18,7 +18,9 @@ import pyarrow as pa
 
 from fletcher_core.columns import check_text_type, choices, stored_type
 from fletcher_core.errors import ConfigError, SourceError
-from fletcher_core.invalid_text import is_invalid_text, marked_files
+from fletcher_core.filesystems import make_readable
+from fletcher_core.invalid_text import has_mark, is_invalid_text, marked_files
+from fletcher_core.parquet_files import ParquetFiles, list_files
 from fletcher_core.partition import Partition
 from fletcher_core.sql import connect, first_line, identifier, literal, literals
 from fletcher_core.store.schema import check_metadata_names
@@ -49,7 +51,8 @@ class DuckDBTable:
         template: how several text columns become one text, "{title}\\n\\n{body}"; without it they are joined by an
             empty line. A null column counts as empty.
         metadata_columns: stored and delivered beside the vector.
-        partition_column: what `Partition` filters by.
+        partition_column: what `Partition` filters by. A mapping names a column for each dimension of a
+            multi-dimensional partition: {"day": "created_at", "tenant": "tenant"}.
         name: of the collection; the table's name when not given, and needed with `query`.
         lock_timeout: seconds to wait for a writer that holds the database.
 
@@ -64,7 +67,7 @@ class DuckDBTable:
     text_columns: str | Sequence[str] = ("text",)
     template: str | None = None
     metadata_columns: str | Sequence[str] = ()
-    partition_column: str | None = None
+    partition_column: str | Mapping[str, str] | None = field(default=None, hash=False)
     name: str = ""
     lock_timeout: float = 30.0
 
@@ -76,7 +79,7 @@ class DuckDBTable:
         object.__setattr__(self, "name", self.name or self.table)
         _settle_columns(self)
 
-    def attach(self, connection: duckdb.DuckDBPyConnection) -> str:
+    def attach(self, connection: duckdb.DuckDBPyConnection, partition: Partition = _WHOLE) -> str:
         """Attaches the database read-only and returns the SQL relation to select from.
 
         Raises:
@@ -151,9 +154,13 @@ class ParquetTable:
     """Parquet files that together make one table.
 
     Args:
-        files: a path, a glob, or several of them; whatever DuckDB can read, `s3://` too.
+        files: a path, a glob, or several of them; `s3://`, `gs://`, `https://` and whatever else fsspec knows, too.
+            Folders named as in `day=2026-11-01/` give the columns of those names, of type VARCHAR.
         query: a SELECT over the files, which it calls `files`: "SELECT *, version AS doc_version FROM files".
         name: of the collection; by default from the path.
+        file_column: a further column of this name holds the file's path from the last folder on that all patterns have
+            in common: with it as `partition_column`, each file is a partition. Where the files have a column of this
+            name themselves, or of a folder's, the path's value stands for it.
         The other fields are those of `DuckDBTable`.
 
     Raises:
@@ -166,8 +173,9 @@ class ParquetTable:
     text_columns: str | Sequence[str] = ("text",)
     template: str | None = None
     metadata_columns: str | Sequence[str] = ()
-    partition_column: str | None = None
+    partition_column: str | Mapping[str, str] | None = field(default=None, hash=False)
     name: str = ""
+    file_column: str | None = None
 
     def __post_init__(self) -> None:
         files = (self.files,) if isinstance(self.files, (str, PurePath)) else tuple(self.files)
@@ -182,13 +190,13 @@ class ParquetTable:
         """Paths and globs as given."""
         return self.files  # type: ignore[return-value]  # made so by __post_init__
 
-    def attach(self, connection: duckdb.DuckDBPyConnection) -> str:
-        """Returns the SQL relation to select from.
+    def attach(self, connection: duckdb.DuckDBPyConnection, partition: Partition = _WHOLE) -> str:
+        """Returns the SQL relation to select from: of the files that can have rows of `partition`.
 
         Raises:
             SourceError: a file is missing.
         """
-        return self.over(f"read_parquet({literals(self.paths(connection))}, union_by_name = true)")
+        return self.over(self.partition_files(connection, partition).relation())
 
     def over(self, files: str) -> str:
         """The SQL relation to select from, where `files` is that of the files as they are."""
@@ -205,25 +213,50 @@ class ParquetTable:
 
     def paths(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
         """The files that the patterns stand for at this moment."""
-        paths: list[str] = []
-        for pattern in self.patterns:
-            try:
-                found = connection.execute("SELECT file FROM glob(?) ORDER BY file", [pattern]).fetchall()
-            except duckdb.Error as error:
-                raise SourceError(f"cannot list the Parquet files {pattern!r}: {first_line(error)}") from error
-            if not found:
-                raise SourceError(f"there is no Parquet file at {pattern!r}: check the path (relative to {Path.cwd()})")
-            paths += [path for (path,) in found]
-        return paths
+        return list(list_files(connection, self.patterns).paths)
+
+    def file_names(self) -> list[str]:
+        """What `file_column` holds of the files that are there at this moment: the keys of a partition a file.
+
+        Raises:
+            SourceError: there is no file, or the files cannot be listed.
+        """
+        with connect() as connection:
+            files = list_files(connection, self.patterns)
+        return [files.name(path) for path in files.paths]
+
+    def partition_files(self, connection: duckdb.DuckDBPyConnection, partition: Partition) -> ParquetFiles:
+        """The files that can have rows of `partition`, as far as their paths tell; of a query, all files.
+
+        All files, too, when those of the partition lack a column: others may have it, and then it is null here.
+
+        Raises:
+            SourceError: a file is missing.
+        """
+        every = list_files(connection, self.patterns, self.file_column)
+        if self.query or not partition.filtered:
+            return every
+        found = every.of_partition(connection, [(filter_column(self, part), part) for part in partition.conditions])
+        if found.paths == every.paths:
+            return every
+        try:
+            described = connection.execute(f"DESCRIBE SELECT * FROM {found.relation()}").fetchall()
+        except duckdb.Error:
+            return found  # whoever reads it says what is wrong
+        existing = {str(row[0]).lower() for row in described}
+        return found if existing.issuperset(name.lower() for name in _columns_used(self, partition)) else every
 
 
 Source = DuckDBTable | ParquetTable
 
 
 @contextmanager
-def attached(source: Source, connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
-    """The source's relation for the length of a `with` block; the file is released at its end."""
-    relation = source.attach(connection)
+def attached(source: Source, connection: duckdb.DuckDBPyConnection, partition: Partition = _WHOLE) -> Iterator[str]:
+    """The source's relation for the length of a `with` block; the file is released at its end.
+
+    The relation has all rows of `partition`, and may have others.
+    """
+    relation = source.attach(connection, partition)
     try:
         yield relation
     finally:
@@ -232,11 +265,9 @@ def attached(source: Source, connection: duckdb.DuckDBPyConnection) -> Iterator[
 
 def marked_relation(source: ParquetTable, connection: duckdb.DuckDBPyConnection, partition: Partition) -> str:
     """The source's relation with marks in place of texts that are no UTF-8, see `invalid_text`."""
-    wanted = [source.id_column, *source.text_columns, *source.metadata_columns]
-    if partition.filtered:
-        wanted.append(filter_column(source, partition))
-    files = marked_files(connection, source.paths(connection), None if source.query else wanted)
-    return source.over(files)
+    files = source.partition_files(connection, partition)
+    wanted = None if source.query else _columns_used(source, partition)
+    return source.over(marked_files(connection, files, wanted))
 
 
 def column_types(
@@ -251,11 +282,9 @@ def column_types(
     try:
         described = connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()
     except duckdb.Error as error:
-        raise reading_failed(source, error) from error
+        raise reading_failed(source, error, partition) from error
     existing = {str(row[0]).lower(): str(row[1]) for row in described}
-    wanted = [source.id_column, *source.text_columns, *source.metadata_columns]
-    if partition.filtered:
-        wanted.append(filter_column(source, partition))
+    wanted = _columns_used(source, partition)
     for name in wanted:
         if name.lower() not in existing:
             names = [str(row[0]) for row in described]
@@ -266,34 +295,66 @@ def column_types(
     return types
 
 
-def filter_column(source: Source, partition: Partition) -> str:
-    """What a filtering partition filters by; raises `ConfigError` when neither it nor the source names a column."""
-    column = partition.column or source.partition_column
+def filter_column(source: Source, condition: Partition) -> str:
+    """What a slice of one condition filters by.
+
+    Raises:
+        ConfigError: neither the slice nor the source names a column.
+    """
+    column = condition.column
+    if column is None and isinstance(source.partition_column, str):
+        column = source.partition_column
+    if column is None and condition.bucket is not None:
+        column = source.id_column
     if column is None:
         raise ConfigError(
-            f"partition {partition.key!r} of {source.origin()} has no column to filter by: set partition_column"
+            f"partition {condition.key!r} of {source.origin()} has no column to filter by: set partition_column"
         )
     return column
 
 
+def partition_condition(source: Source, partition: Partition, types: Mapping[str, str], *, marked: bool = False) -> str:
+    """SQL: whether a row is in the partition. With `marked`, a row with a mark where a condition looks meets it."""
+    conditions = []
+    for part in partition.conditions:
+        name = filter_column(source, part)
+        condition = part.condition(name, types[name])
+        if marked:
+            # Not by OR, which may work out both sides: a mark is no timestamp.
+            is_marked = has_mark(f"CAST({identifier(name)} AS VARCHAR)")
+            condition = f"CASE WHEN {is_marked} THEN true ELSE {condition} END"
+        conditions.append(f"({condition})")
+    return " AND ".join(conditions) or "true"
+
+
 def metadata_schema(source: Source) -> pa.Schema:
     """The Arrow schema of the source's metadata columns as the store keeps them; empty when it has none.
+
+    That of all files, whatever partition a run is about, since each has to find the same vectors. Files that cannot be
+    read count for nothing where paths part the rows: a run over other files shall not fail for them.
 
     Raises:
         SourceError: as `attach` and `column_types`.
     """
     if not source.metadata_columns:
         return pa.schema([])
-    with connect() as connection, attached(source, connection) as relation:
-        types = column_types(source, connection, relation)
+    with connect() as connection:
+        if isinstance(source, ParquetTable) and not source.query:
+            files = list_files(connection, source.patterns, source.file_column)
+            if files.path_columns:
+                files = _readable(connection, files)
+            types = column_types(source, connection, files.relation())
+        else:
+            with attached(source, connection) as relation:
+                types = column_types(source, connection, relation)
     return pa.schema([pa.field(name, stored_type(types[name])[1]) for name in source.metadata_columns])
 
 
-def reading_failed(source: Source, error: duckdb.Error) -> SourceError:
+def reading_failed(source: Source, error: duckdb.Error, partition: Partition = _WHOLE) -> SourceError:
     """The failure of a query over a source, in terms of the source: names the damaged file where one is."""
     if isinstance(source, ParquetTable):
         with connect() as connection:
-            damaged = _damaged_file(source.paths(connection))
+            damaged = _damaged_file(source.partition_files(connection, partition).paths)
         if damaged is not None:
             return SourceError(damaged)
     elif is_invalid_text(error):
@@ -304,10 +365,34 @@ def reading_failed(source: Source, error: duckdb.Error) -> SourceError:
     return SourceError(f"cannot read {source.origin()}: {first_line(error)}")
 
 
+def _columns_used(source: Source, partition: Partition) -> list[str]:
+    """The columns that a run over the partition reads, each once."""
+    filters = [filter_column(source, part) for part in partition.conditions]
+    return list(dict.fromkeys([source.id_column, *source.text_columns, *source.metadata_columns, *filters]))
+
+
+def _readable(connection: duckdb.DuckDBPyConnection, files: ParquetFiles) -> ParquetFiles:
+    """Those of the files that have a legible schema; all of them when none has."""
+
+    def is_legible(paths: tuple[str, ...]) -> bool:
+        try:
+            connection.execute(f"DESCRIBE SELECT * FROM {replace(files, paths=paths).relation()}")
+        except duckdb.Error:
+            return False
+        return True
+
+    if is_legible(files.paths):
+        return files
+    legible = tuple(path for path in files.paths if is_legible((path,)))
+    return replace(files, paths=legible or files.paths)
+
+
 def _settle_columns(source: Source) -> None:
-    for field in ("text_columns", "metadata_columns"):
-        value = getattr(source, field)
-        object.__setattr__(source, field, (value,) if isinstance(value, str) else tuple(value or ()))
+    for setting in ("text_columns", "metadata_columns"):
+        value = getattr(source, setting)
+        object.__setattr__(source, setting, (value,) if isinstance(value, str) else tuple(value or ()))
+    if isinstance(source.partition_column, Mapping):
+        object.__setattr__(source, "partition_column", dict(source.partition_column))
     if not source.text_columns:
         raise ConfigError(f"source {source.name!r} needs at least one column in text_columns")
     check_metadata_names(tuple(source.metadata_columns))
@@ -319,6 +404,7 @@ def _damaged_file(paths: Sequence[str]) -> str | None:
     """A sentence on the first of `paths` that cannot be read through; None when all can."""
     for path in paths:
         with connect() as connection:
+            make_readable(connection, [path])
             try:
                 relation = f"read_parquet({literals([path])}, utf8_validation = 'replace')"
                 names = [row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()]

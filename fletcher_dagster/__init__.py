@@ -9,6 +9,7 @@ from dagster_shared.libraries import DagsterLibraryRegistry
 from fletcher_core.sources import DuckDBTable, ParquetTable
 from fletcher_dagster.assets import build_fletcher_asset_specs, fletcher_assets
 from fletcher_dagster.component import FletcherEmbeddingsComponent
+from fletcher_dagster.partitions import hash_partitions
 from fletcher_dagster.resources import FletcherResource, LongbowResource
 from fletcher_dagster.translator import FletcherTranslator, FletcherTranslatorData
 from fletcher_dagster.version import __version__
@@ -24,6 +25,7 @@ __all__ = [
     "__version__",
     "build_fletcher_asset_specs",
     "fletcher_assets",
+    "hash_partitions",
 ]
 
 DagsterLibraryRegistry.register("fletcher", __version__, is_dagster_package=False)

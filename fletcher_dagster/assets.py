@@ -79,9 +79,9 @@ def fletcher_assets(
         sources: what to embed.
         name: the name of the op.
         group_name: the group of all assets; leave it out when the translator sets groups.
-        partitions_def: daily, hourly or any other time windows, static or dynamic partitions. Every source
-            then needs a `partition_column`: a time window takes the rows with start <= column < end, any
-            other partition those whose column equals the key.
+        partitions_def: time windows take the rows with start <= `partition_column` < end, static and dynamic
+            partitions those whose column equals the key, `hash_partitions` a share of all rows, and needs no
+            column. With a `MultiPartitionsDefinition` `partition_column` maps each dimension to its column.
         backfill_policy: with a `partitions_def` the default is `BackfillPolicy.single_run()`, so that one
             process and one loaded model serve the whole range.
         translator, resource: see `build_fletcher_asset_specs`.

@@ -4,6 +4,7 @@ A source goes into the asset spec's metadata as plain JSON, which Dagster stores
 the same `DuckDBTable` or `ParquetTable`. The folder of an asset's vectors follows from the asset's key alone.
 """
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path, PurePath
 from typing import Any
@@ -67,4 +68,6 @@ def _plain(value: object) -> object:
         return str(value)
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
     return value

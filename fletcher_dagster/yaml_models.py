@@ -17,7 +17,9 @@ from dagster.components.resolved.core_models import (
     resolve_partitions_def,
 )
 
+from fletcher_core.errors import ConfigError
 from fletcher_core.sources import DuckDBTable, ParquetTable, Source
+from fletcher_dagster.partitions import hash_partitions
 from fletcher_dagster.resources import FletcherResource, LongbowResource
 
 
@@ -26,7 +28,7 @@ class _SourceModel(dg.Model):
     text_columns: str | list[str] | None = None
     template: str | None = None
     metadata_columns: str | list[str] | None = None
-    partition_column: str | None = None
+    partition_column: str | dict[str, str] | None = None
     name: str | None = None
 
 
@@ -46,6 +48,7 @@ class ParquetTableModel(_SourceModel):
     type: Literal["parquet"]
     files: str | list[str]
     query: str | None = None
+    file_column: str | None = None
 
 
 class LongbowModel(dg.Model):
@@ -108,14 +111,32 @@ class DynamicPartitionsDefinitionModel(dg.Model):
     name: str
 
 
-PartitionsModel = (
+class HashPartitionsDefinitionModel(dg.Model):
+    """Buckets that part the rows evenly by a hash; see `hash_partitions`."""
+
+    type: Literal["hash"]
+    buckets: int
+
+
+_DimensionModel = (
     HourlyPartitionsDefinitionModel
     | DailyPartitionsDefinitionModel
     | WeeklyPartitionsDefinitionModel
     | TimeWindowPartitionsDefinitionModel
     | StaticPartitionsDefinitionModel
     | DynamicPartitionsDefinitionModel
+    | HashPartitionsDefinitionModel
 )
+
+
+class MultiPartitionsDefinitionModel(dg.Model):
+    """Partitions of two dimensions, each by its name any of the other kinds."""
+
+    type: Literal["multi"]
+    dimensions: dict[str, _DimensionModel]
+
+
+PartitionsModel = _DimensionModel | MultiPartitionsDefinitionModel
 
 
 def resolve_source(context: dg.ResolutionContext, model: DuckDBTableModel | ParquetTableModel) -> Source:
@@ -139,6 +160,13 @@ def resolve_fletcher(context: dg.ResolutionContext, model: FletcherModel) -> Fle
 def resolve_partitions(context: dg.ResolutionContext, model: Any) -> dg.PartitionsDefinition[str] | None:
     if isinstance(model, DynamicPartitionsDefinitionModel):
         return dg.DynamicPartitionsDefinition(name=model.name)
+    if isinstance(model, HashPartitionsDefinitionModel):
+        return hash_partitions(model.buckets)
+    if isinstance(model, MultiPartitionsDefinitionModel):
+        if len(model.dimensions) != 2:
+            raise ConfigError(f"partitions of type multi have two dimensions, not {len(model.dimensions)}")
+        resolved = {name: resolve_partitions(context, one) for name, one in model.dimensions.items()}
+        return dg.MultiPartitionsDefinition({name: one for name, one in resolved.items() if one is not None})
     return resolve_partitions_def(context, model)
 
 
