@@ -72,8 +72,12 @@ def stoppable(connection: duckdb.DuckDBPyConnection, stop: Stop) -> Iterator[Non
 
 
 def first_line(error: Exception) -> str:
-    """What DuckDB says, without the excerpt of the query below it."""
-    return str(error).strip().split("\n", 1)[0]
+    """What DuckDB says, without the excerpt of the query below it.
+
+    Of an error in Python code that DuckDB called, as a filesystem's, the line below the traceback.
+    """
+    lines = str(error).strip().split("\n\n", 1)[0].splitlines() or [""]
+    return lines[-1] if lines[0].startswith("Traceback (most recent call last)") else lines[0]
 
 
 def identifier(name: str) -> str:

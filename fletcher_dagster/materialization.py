@@ -33,7 +33,7 @@ from fletcher_dagster.declaration import declared_source
 from fletcher_dagster.failures import reported_in_words
 from fletcher_dagster.live import LiveRows, live_rows
 from fletcher_dagster.metadata import run_metadata, run_summary_metadata
-from fletcher_dagster.partitions import slices_of
+from fletcher_dagster.partitions import dimension_tags, slices_of
 from fletcher_dagster.progress import RunProgress, watched
 from fletcher_dagster.tracing import partition_span, traced_run
 
@@ -170,7 +170,11 @@ def _report_committed(context: dg.AssetExecutionContext, key: dg.AssetKey, outco
             asset_key=key,
             partition=outcome.partition_key,
             metadata=outcome.metadata,
-            tags={"dagster/data_version": outcome.version, "dagster/data_version_is_user_provided": "true"},
+            tags={
+                "dagster/data_version": outcome.version,
+                "dagster/data_version_is_user_provided": "true",
+                **dimension_tags(context.assets_def.specs_by_key[key].partitions_def, outcome.partition_key),
+            },
         )
     )
     context.add_asset_metadata(outcome.metadata, asset_key=key, partition_key=outcome.partition_key)

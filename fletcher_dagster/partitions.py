@@ -89,6 +89,17 @@ def partition_slice(source: Source, partitions_def: PartitionsDefinition[str] | 
     return Partition.all_of(str(partition_key), parts)
 
 
+def dimension_tags(partitions_def: PartitionsDefinition[str] | None, partition_key: str) -> dict[str, str]:
+    """The tags by which Dagster knows the dimensions of an event's partition; none of other partitions.
+
+    Dagster sets them on the events that it makes itself, and not on those that are logged.
+    """
+    if not isinstance(partitions_def, dg.MultiPartitionsDefinition):
+        return {}
+    keys = partition_key.split("|")
+    return {f"dagster/partition/{one.name}": key for one, key in zip(partitions_def.partitions_defs, keys, strict=True)}
+
+
 def slices_of(
     context: dg.AssetExecutionContext, spec: dg.AssetSpec, source: Source, default: Sequence[str] = ()
 ) -> list[Partition]:

@@ -1,44 +1,51 @@
 """Slices of a source: every row is in exactly one bucket, and in exactly one slice of two dimensions."""
 
 import hashlib
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from itertools import product
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fletcher_core.errors import ConfigError
 from fletcher_core.partition import Partition
-from fletcher_core.sources import DuckDBTable, Source, attached, column_types, filter_column, partition_condition
+from fletcher_core.sources import DuckDBTable, filter_column, partition_condition
 from fletcher_core.sql import connect
 
 FIRST = datetime(2026, 11, 1)
 
 
-def rows_of(source: Source, partition: Partition) -> list[object]:
+SOURCE = DuckDBTable("rows.duckdb", "docs", partition_column={"day": "at", "tenant": "tenant"})
+TYPES = {"id": "VARCHAR", "at": "TIMESTAMP", "tenant": "VARCHAR"}
+Row = tuple[str | None, datetime, str]
+
+
+@pytest.fixture(scope="module")
+def connection() -> Iterator[duckdb.DuckDBPyConnection]:
+    with connect(threads=1) as connection:
+        yield connection
+
+
+def hold(connection: duckdb.DuckDBPyConnection, rows: list[Row]) -> None:
+    """Makes the table `docs`."""
+    columns = {name: [row[index] for row in rows] for index, name in enumerate(TYPES)}
+    types = pa.schema([("id", pa.string()), ("at", pa.timestamp("us")), ("tenant", pa.string())])
+    connection.register("docs", pa.table(columns, types))
+
+
+def rows_of(connection: duckdb.DuckDBPyConnection, partition: Partition) -> list[object]:
     """Ids in the partition."""
-    with connect() as connection, attached(source, connection, partition) as relation:
-        condition = partition_condition(source, partition, column_types(source, connection, relation, partition))
-        return [
-            i for (i,) in connection.execute(f"SELECT {source.id_column} FROM {relation} WHERE {condition}").fetchall()
-        ]
+    condition = partition_condition(SOURCE, partition, TYPES)
+    return [row_id for (row_id,) in connection.execute(f"SELECT id FROM docs WHERE {condition}").fetchall()]
 
 
 def bucket_of(text: str, buckets: int) -> int:
     return int.from_bytes(hashlib.md5(text.encode()).digest()[8:], "little") % buckets
-
-
-def table(folder: Path, rows: list[tuple[str | None, datetime, str]]) -> DuckDBTable:
-    path = folder / "rows.duckdb"
-    path.unlink(missing_ok=True)
-    with duckdb.connect(str(path)) as connection:
-        connection.execute("CREATE TABLE docs (id VARCHAR, at TIMESTAMP, tenant VARCHAR, text VARCHAR)")
-        if rows:
-            connection.executemany("INSERT INTO docs VALUES (?, ?, ?, 'text')", rows)
-    return DuckDBTable(path, "docs", partition_column={"day": "at", "tenant": "tenant"})
 
 
 ROWS = st.lists(
@@ -54,12 +61,12 @@ ROWS = st.lists(
 @settings(max_examples=25, deadline=None)
 @given(rows=ROWS, buckets=st.integers(1, 9))
 def test_every_row_is_in_the_one_bucket_that_its_md5_says(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str | None, datetime, str]], buckets: int
+    connection: duckdb.DuckDBPyConnection, rows: list[Row], buckets: int
 ) -> None:
     """hashlib works the bucket out: another version of DuckDB that hashes otherwise would fail here."""
-    source = table(tmp_path_factory.mktemp("rows"), rows)
+    hold(connection, rows)
     for number in range(buckets):
-        found = rows_of(source, Partition(str(number), bucket=(number, buckets)))
+        found = rows_of(connection, Partition(str(number), bucket=(number, buckets)))
         expected = [row_id for row_id, _, _ in rows if bucket_of(row_id or "", buckets) == number]
         assert sorted(map(repr, found)) == sorted(map(repr, expected))
 
@@ -67,16 +74,18 @@ def test_every_row_is_in_the_one_bucket_that_its_md5_says(
 @settings(max_examples=15, deadline=None)
 @given(rows=ROWS, buckets=st.integers(1, 3))
 def test_every_row_is_in_one_slice_of_a_product(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str | None, datetime, str]], buckets: int
+    connection: duckdb.DuckDBPyConnection, rows: list[Row], buckets: int
 ) -> None:
-    source = table(tmp_path_factory.mktemp("rows"), rows)
+    hold(connection, rows)
     days = [
         Partition(column="at", start=FIRST + timedelta(days=day), end=FIRST + timedelta(days=day + 1))
         for day in range(2)
     ]
     tenants = [Partition(column="tenant", value=tenant) for tenant in "ab"]
     shares = [Partition(bucket=(number, buckets)) for number in range(buckets)]
-    found = [row for parts in product(days, tenants, shares) for row in rows_of(source, Partition.all_of("k", parts))]
+    found = [
+        row for parts in product(days, tenants, shares) for row in rows_of(connection, Partition.all_of("k", parts))
+    ]
     assert sorted(map(repr, found)) == sorted(repr(row_id) for row_id, _, _ in rows)
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from test_invalid_text import BAD, CARD, Corpus, write_file
+from test_invalid_text import BAD, Corpus, write_file
 
 from fletcher_core.errors import SourceError
 from fletcher_core.partition import Partition
@@ -60,11 +60,13 @@ def test_hive_folders_are_partition_and_metadata_columns(hive: Path, corpus: Cor
 
 
 def test_a_damaged_file_disturbs_no_other_hive_partition(hive: Path, corpus: Corpus) -> None:
+    for day, tenant, number in (("2026-11-01", "007", 1), ("2026-11-01", "a%20b", 2), ("2026-11-02", "a%20b", 4)):
+        write_hive(hive, day, tenant, [number], note=["a note"])
     (hive / "day=2026-11-02" / "tenant=007" / "part.parquet").write_bytes(b"PAR1 no Parquet file PAR1")
-    source = ParquetTable(f"{hive}/**/*.parquet", metadata_columns=["tenant", "id"])
+    source = ParquetTable(f"{hive}/**/*.parquet", metadata_columns=["tenant", "note"])
     assert ids(corpus, source, FIRST) == ["1", "2"]
     other = Partition("d2", column="day", value="2026-11-02")
-    with pytest.raises(SourceError, match="day=2026-11-02/tenant=007/part.parquet' is damaged"):
+    with pytest.raises(SourceError, match=r"day=2026-11-02/tenant=007/part\.parquet' is damaged"):
         corpus.changes(source, other)
     assert ids(corpus, source, Partition.all_of("k", [other, Partition(column="tenant", value="a b")])) == ["4"]
 
@@ -88,8 +90,8 @@ def test_invalid_texts_of_a_hive_partition_are_set_aside(hive: Path, corpus: Cor
     )
     found = corpus.changes(source, FIRST)
     assert (found.new, found.invalid_text) == (2, 1)
-    assert corpus.snapshot["tenant"].to_pylist() == ["007", "a b"]
-    assert corpus.snapshot["file"].to_pylist()[0] == "day=2026-11-01/tenant=007/part.parquet"
+    assert sorted(corpus.snapshot["tenant"].to_pylist()) == ["007", "a b"]
+    assert "day=2026-11-01/tenant=007/part.parquet" in corpus.snapshot["file"].to_pylist()
     (row,) = found.quarantined.to_pylist()
     assert "day=2026-11-01/tenant=007/part.parquet holds bytes in column note" in row["message"]
 
@@ -172,10 +174,12 @@ def test_each_file_is_a_partition(landing: Path, corpus: Corpus) -> None:
 
 
 def test_a_files_partition_reads_that_file_alone(landing: Path, corpus: Corpus) -> None:
-    source = ParquetTable(f"{landing}/**/*.parquet", file_column="name", metadata_columns="id", partition_column="name")
+    source = ParquetTable(
+        f"{landing}/**/*.parquet", file_column="name", metadata_columns="file", partition_column="name"
+    )
     (landing / "ö" / "b.parquet").write_bytes(b"")
     assert ids(corpus, source, Partition("a", value="a.parquet")) == ["1"]
-    with pytest.raises(SourceError, match=r"ö/b\.parquet' is damaged"):
+    with pytest.raises(SourceError, match=r"ö/b\.parquet\" is damaged"):
         corpus.changes(source, Partition("b", value="ö/b.parquet"))
 
 
@@ -186,7 +190,7 @@ def test_a_files_partition_reads_that_file_alone(landing: Path, corpus: Corpus) 
         (["{0}/a.parquet", "{0}/ö/b.parquet"], ["a.parquet", "ö/b.parquet"]),
         (["{0}/*.parquet", "{0}/ö/*.parquet"], ["a.parquet", "c%20.parquet", "ö/b.parquet"]),
         (["{0}//./ö/../ö/*.parquet"], ["b.parquet"]),
-        (["{0}/?/b.parquet"], ["ö/b.parquet"]),
+        (["{0}/*/[b].parquet"], ["ö/b.parquet"]),
     ],
 )
 def test_names_begin_below_the_folder_that_all_patterns_share(
@@ -205,7 +209,9 @@ def lake() -> Iterator[str]:
     """A folder of fsspec's filesystem in memory."""
     folder = f"memory://{uuid4().hex}"
     yield folder
-    fsspec.filesystem("memory").rm(folder, recursive=True)
+    memory = fsspec.filesystem("memory")
+    if memory.exists(folder):
+        memory.rm(folder, recursive=True)
 
 
 def put(address: str, ids: list[int]) -> None:
@@ -237,7 +243,7 @@ def test_a_filesystem_that_refuses_is_named(lake: str, monkeypatch: pytest.Monke
         raise PermissionError("Access Denied")
 
     monkeypatch.setattr(MemoryFileSystem, "glob", refuse)
-    with pytest.raises(SourceError, match="cannot list the Parquet files.*Access Denied"):
+    with pytest.raises(SourceError, match=r"cannot list the Parquet files .*: PermissionError: Access Denied$"):
         ParquetTable(f"{lake}/*.parquet", name="docs").file_names()
 
 
@@ -248,7 +254,6 @@ def test_a_filesystem_that_refuses_is_named(lake: str, monkeypatch: pytest.Monke
         ("adl://bucket/a.parquet", "cannot read adl:// paths: .*adlfs"),
     ],
 )
-def test_a_protocol_that_nothing_reads_says_what_to_install(tmp_path: Path, files: str, words: str) -> None:
-    corpus = Corpus(tmp_path)
+def test_a_protocol_that_nothing_reads_says_what_to_install(files: str, words: str) -> None:
     with pytest.raises(SourceError, match=words):
-        corpus.store.generation(CARD, metadata_schema(ParquetTable(files, metadata_columns="id")))
+        metadata_schema(ParquetTable(files, metadata_columns="tenant"))

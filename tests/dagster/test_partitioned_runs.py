@@ -3,9 +3,11 @@
 import dagster as dg
 import pytest
 from embedding_project import DAYS, LANGUAGES, Project, checks, failure, plain
+from hash_buckets_job import hash_job
 
 from fletcher_core.pipeline import MaterializeSettings
-from fletcher_core.sources import metadata_schema
+from fletcher_core.sources import DuckDBTable, ParquetTable, metadata_schema
+from fletcher_dagster import hash_partitions
 
 ALL_DAYS = DAYS.get_partition_keys()
 
@@ -157,3 +159,104 @@ def test_a_check_alone_looks_at_the_partitions_that_exist(project: Project) -> N
     evaluation = checks(project.run(assets, selection=parity))["row_parity"]
     assert evaluation.passed
     assert plain(evaluation.metadata)["fletcher/rows_live"] == 2
+
+
+def test_hash_buckets_part_all_rows_without_a_column(project: Project) -> None:
+    assets = project.assets(project.docs(), partitions_def=hash_partitions(3))
+    result = project.run_range(assets, "0", "2")
+    assert result.success
+    counts = [project.figures(partition=str(number))["dagster/partition_row_count"] for number in range(3)]
+    assert sum(counts) == 6
+    assert checks(result)["row_parity"].passed
+    project.run_range(assets, "0", "2")
+    assert sum(project.figures(partition=str(number))["fletcher/rows_unchanged"] for number in range(3)) == 6
+
+
+def test_a_range_of_two_dimensions_is_the_product_of_both(project: Project) -> None:
+    """In the order of the dimensions' names: language|when."""
+    definition = dg.MultiPartitionsDefinition({"when": DAYS, "language": LANGUAGES})
+    source = project.docs(partition_column={"when": "day", "language": "language"})
+    assets = project.assets(source, partitions_def=definition)
+    result = project.run_range(assets, "en|2026-01-02", "de|2026-01-03")
+    assert result.success
+    expected = {f"{language}|2026-01-0{day}" for language in ("de", "en") for day in (2, 3)}
+    assert project.instance.get_materialized_partitions(dg.AssetKey("docs_embeddings")) == expected
+    for key in expected:
+        assert project.figures(partition=key)["dagster/partition_row_count"] == 1
+        for event in project.materializations(partition=key):  # at the commit, and at the end of the run
+            assert isinstance(event.partition, dg.MultiPartitionKey)
+            assert event.partition.keys_by_dimension == dict(zip(["language", "when"], key.split("|"), strict=True))
+    assert checks(result)["row_parity"].passed
+
+
+def test_one_key_of_two_dimensions(project: Project) -> None:
+    project.instance.add_dynamic_partitions("tenants", ["de"])
+    definition = dg.MultiPartitionsDefinition(
+        {"tenant": dg.DynamicPartitionsDefinition(name="tenants"), "bucket": hash_partitions(2)}
+    )
+    assets = project.assets(project.docs(partition_column={"tenant": "language"}), partitions_def=definition)
+    counts = []
+    for bucket in ("0", "1"):
+        key = dg.MultiPartitionKey({"bucket": bucket, "tenant": "de"})
+        assert project.run(assets, partition_key=key).success
+        counts.append(project.figures(partition=key)["dagster/partition_row_count"])
+    assert sum(counts) == 3
+
+
+def test_a_query_is_partitioned_like_a_table(project: Project) -> None:
+    source = DuckDBTable(
+        project.database,
+        query="SELECT id, text, day + INTERVAL 1 DAY AS next FROM docs",
+        name="docs",
+        partition_column="next",
+    )
+    assert project.run(project.assets(source, partitions_def=DAYS), partition_key="2026-01-02").success
+    with project.fletcher.store("docs_embeddings") as store:
+        generation = store.current()
+        assert generation is not None
+        assert generation.row_count() == 2
+
+
+def test_each_file_of_a_landing_folder_is_a_partition(project: Project) -> None:
+    for language in ("en", "de"):
+        project.sql(f"COPY (FROM docs WHERE language = '{language}') TO '{project.folder}/{language}.parquet'")
+    source = ParquetTable(f"{project.folder}/*.parquet", name="docs", file_column="file", partition_column="file")
+    project.instance.add_dynamic_partitions("files", source.file_names())
+    assets = project.assets(source, partitions_def=dg.DynamicPartitionsDefinition(name="files"))
+    (project.folder / "de.parquet").write_bytes(b"not written to the end yet")
+    assert project.run(assets, partition_key="en.parquet").success
+    assert project.figures(partition="en.parquet")["dagster/partition_row_count"] == 3
+    result = project.run(assets, partition_key="de.parquet")
+    assert "de.parquet" in (failure(result).description or "")
+
+
+def test_a_day_of_hive_folders_meets_no_other_days_damage(project: Project) -> None:
+    folder = project.folder / "lake"
+    project.sql(f"COPY docs TO '{folder}' (FORMAT parquet, PARTITION_BY (day, language))")
+    for damaged in folder.glob("day=2026-01-03/*/*.parquet"):
+        damaged.write_bytes(b"nothing")
+    source = ParquetTable(
+        f"{folder}/**/*.parquet",
+        name="docs",
+        metadata_columns=["day", "language"],
+        partition_column={"day": "day", "language": "language"},
+    )
+    definition = dg.MultiPartitionsDefinition({"day": DAYS, "language": LANGUAGES})
+    assets = project.assets(source, partitions_def=definition)
+    assert project.run_range(assets, "2026-01-01|en", "2026-01-02|de").success
+    assert project.figures(partition="2026-01-02|de")["dagster/partition_row_count"] == 1
+    assert not project.run(assets, partition_key="2026-01-03|de").success
+
+
+def test_hash_buckets_are_known_again_in_a_step_process(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The definition is built anew there: were it a plain static one, its keys would be values of a column."""
+    monkeypatch.setenv("FLETCHER_TEST_FOLDER", str(project.folder))
+    tags = {"dagster/asset_partition_range_start": "0", "dagster/asset_partition_range_end": "1"}
+    with dg.instance_for_test(temp_dir=str(project.folder)) as instance:
+        with dg.execute_job(dg.reconstructable(hash_job), instance, tags=tags) as result:
+            assert result.success
+        assert instance.get_materialized_partitions(dg.AssetKey("docs_embeddings")) == {"0", "1"}
+    with project.fletcher.store("docs_embeddings") as store:
+        generation = store.current()
+        assert generation is not None
+        assert generation.row_count() == 6
