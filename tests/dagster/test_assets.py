@@ -198,12 +198,20 @@ def test_a_table_of_any_name_makes_an_asset(table: str) -> None:
     assert source.table == table
 
 
-@pytest.mark.parametrize("source", [REVIEWS, POSTS], ids=["duckdb", "parquet"])
+TENANTS = ParquetTable(
+    "posts/*.parquet", name="posts", file_column="file", partition_column={"day": "at", "file": "file"}
+)
+
+
+@pytest.mark.parametrize("source", [REVIEWS, POSTS, TENANTS], ids=["duckdb", "parquet", "two dimensions"])
 def test_a_spec_gives_back_its_source(source: DuckDBTable | ParquetTable) -> None:
     returned = declared_source(only_spec(source))
     assert type(returned) is type(source)
     for field in ("name", "id_column", "template", "partition_column"):
         assert getattr(returned, field) == getattr(source, field)
+    if isinstance(source, ParquetTable):
+        assert isinstance(returned, ParquetTable)
+        assert returned.file_column == source.file_column
     assert tuple(returned.text_columns) == tuple(source.text_columns)
     assert tuple(returned.metadata_columns) == tuple(source.metadata_columns)
 
@@ -281,10 +289,10 @@ def test_partitions_need_a_partition_column() -> None:
         declare(DuckDBTable("shop.duckdb", table="plain"), partitions_def=DAILY)
 
 
-def test_multi_partitions_are_refused_with_the_way_out() -> None:
+def test_two_dimensions_need_a_column_each() -> None:
     partitions = dg.MultiPartitionsDefinition({"day": DAILY, "language": dg.StaticPartitionsDefinition(["en", "de"])})
-    with pytest.raises(ConfigError, match="use its time or its static dimension"):
-        declare(REVIEWS, partitions_def=partitions)
+    with pytest.raises(ConfigError, match="name a column for each"):
+        fletcher_assets(sources=[REVIEWS], partitions_def=partitions)
 
 
 def test_a_range_of_partitions_is_one_run_unless_told_otherwise() -> None:

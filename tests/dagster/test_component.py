@@ -20,6 +20,7 @@ from fletcher_dagster import (
     FletcherTranslatorData,
     LongbowResource,
     ParquetTable,
+    hash_partitions,
 )
 from fletcher_dagster.declaration import declared_source
 from fletcher_dagster.scaffolder import FletcherScaffoldParams
@@ -119,6 +120,38 @@ def test_partitions_are_declared_in_yaml(partitions: dict[str, Any], expected: d
         assets = defs.resolve_assets_def("reviews_embeddings")
     assert assets.partitions_def == expected
     assert assets.backfill_policy == dg.BackfillPolicy.single_run()
+
+
+def test_hash_and_multi_partitions_are_declared_in_yaml() -> None:
+    source = {**REVIEWS, "partition_column": {"day": "created_at"}}
+    dimensions = {"day": {"type": "daily", "start_date": "2026-11-01"}, "bucket": {"type": "hash", "buckets": 8}}
+    with loaded({"source": source, "partitions_def": {"type": "multi", "dimensions": dimensions}}) as (_, defs):
+        spec = spec_of(defs, "reviews_embeddings")
+        assert declared_source(spec).partition_column == {"day": "created_at"}
+        assert isinstance(spec.partitions_def, dg.MultiPartitionsDefinition)
+        bucket, day = spec.partitions_def.partitions_defs
+        assert len(bucket.partitions_def.get_partition_keys()) == 8
+        assert isinstance(day.partitions_def, dg.DailyPartitionsDefinition)
+    bare = {key: value for key, value in REVIEWS.items() if key != "partition_column"}
+    with loaded({"source": bare, "partitions_def": {"type": "hash", "buckets": 64}}) as (_, defs):
+        assert spec_of(defs, "reviews_embeddings").partitions_def == hash_partitions(64)
+
+
+@pytest.mark.parametrize(
+    ("partitions", "words"),
+    [
+        ({"type": "hash", "buckets": 0}, "must be from 1 to 100,000"),
+        ({"type": "multi", "dimensions": {"b": {"type": "hash", "buckets": 8}}}, "two dimensions, not 1"),
+    ],
+)
+def test_partitions_that_cannot_be_fail_at_load(partitions: dict[str, Any], words: str) -> None:
+    with pytest.raises(Exception) as caught, loaded({"source": REVIEWS, "partitions_def": partitions}):
+        pass
+    causes, error = [], caught.value
+    while error is not None:
+        causes.append(str(error))
+        error = error.__cause__ or error.__context__
+    assert any(words in cause for cause in causes)
 
 
 def test_partitions_without_a_partition_column_fail_at_load() -> None:
