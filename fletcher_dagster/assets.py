@@ -72,6 +72,7 @@ def fletcher_assets(
     hooks: AbstractSet[dg.HookDefinition] | None = None,
     op_tags: Mapping[str, Any] | None = None,
     pool: str | None = None,
+    io_manager_key: str | None = None,
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """Assets that hold the embeddings of `sources`, one a source.
 
@@ -88,6 +89,8 @@ def fletcher_assets(
         retry_policy: only failures that can pass by themselves are retried (a locked source or store,
             Longbow down).
         hooks, op_tags, pool: as for `dagster.multi_asset`.
+        io_manager_key: of a `FletcherIOManager`, so that assets downstream can take the vectors as a parameter
+            that is named like the asset.
 
     Raises:
         ConfigError: a source cannot be partitioned as asked; see also `build_fletcher_asset_specs`.
@@ -113,6 +116,8 @@ def fletcher_assets(
         raise ConfigError("fletcher_assets needs at least one source in sources=")
     for spec in specs:
         require_partitionable(declared_source(spec), spec.partitions_def or partitions_def)
+    if io_manager_key:
+        specs = [spec.with_io_manager_key(io_manager_key) for spec in specs]
     grouped = [spec.key.to_user_string() for spec in specs if spec.group_name]
     if group_name and grouped:
         raise ConfigError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from fletcher_core.errors import ConfigError, StoreError
 from fletcher_dagster.declaration import collection_name
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from fletcher_core.embedder import Embedder
     from fletcher_core.longbow.client import LongbowClient
     from fletcher_core.pipeline import MaterializeSettings
@@ -245,6 +247,27 @@ class FletcherResource(dg.ConfigurableResource[Any]):
             raise ConfigError("search needs Longbow, which is switched off: set enabled=True on LongbowResource")
         with client, self.store(asset_key) as store:
             return search(store, client, self.embedder(), query, k)
+
+    def load(
+        self,
+        asset_key: dg.AssetKey | str,
+        partition_keys: Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> pa.Table:
+        """The current rows of an asset: id, partition_key, metadata columns and vector, a FixedSizeList.
+
+        Args:
+            asset_key: of an embedding asset.
+            partition_keys: None: all partitions.
+            columns: see `fletcher_core.store.live_reader`, which also streams what does not fit into memory.
+
+        Raises:
+            StoreError: the asset, or a named partition under the current model, has never been materialized.
+            ConfigError: there is no such column.
+        """
+        from fletcher_dagster.loading import asset_reader
+
+        return asset_reader(self.store_path, _key(asset_key), partition_keys, columns).read_all()
 
     def materialize_settings(self) -> MaterializeSettings:
         """How the pipeline is to behave."""

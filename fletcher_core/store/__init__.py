@@ -2,6 +2,7 @@
 
 from fletcher_core.store.compaction import CompactionReport
 from fletcher_core.store.generation import Generation
+from fletcher_core.store.live import live_reader, live_table, vector_matrix
 from fletcher_core.store.manifest import Delivery, Manifest
 from fletcher_core.store.quarantine import Quarantine
 from fletcher_core.store.schema import RESERVED_COLUMNS
@@ -17,4 +18,7 @@ __all__ = [
     "Quarantine",
     "Segment",
     "VectorStore",
+    "live_reader",
+    "live_table",
+    "vector_matrix",
 ]

@@ -4,11 +4,12 @@ Rows go in as segments, one partition at a time; out come the live rows as SQL, 
 sequence numbers.
 """
 
+import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -218,6 +219,32 @@ class Generation:
             f"SELECT * FROM {relation} WHERE op = 'upsert' AND sequence NOT IN "
             f"(SELECT replaces FROM {relation} WHERE replaces IS NOT NULL)"
         )
+
+    def opened(self, partition_key: str) -> list[BinaryIO]:
+        """The partition's files of one instant, open for reading; close them.
+
+        What is open stays readable when compaction takes the file away.
+
+        Raises:
+            StoreError: a file is gone, or there are more than this process may have open.
+        """
+
+        def read() -> list[BinaryIO]:
+            with ExitStack() as stack:
+                paths = self.manifest.files(self.name, partition_key)
+                try:
+                    files: list[BinaryIO] = [stack.enter_context(path.open("rb")) for path in paths]
+                except OSError as error:
+                    if error.errno != errno.EMFILE:
+                        raise
+                    raise StoreError(
+                        f"partition {partition_key!r} of {self.name} has {len(paths)} files, more than this process "
+                        "may have open: run `fletcher compact`, or raise the limit (ulimit -n)"
+                    ) from error
+                stack.pop_all()
+            return files
+
+        return self._settled(read)
 
     def ledger_sql(self, partition_key: str) -> LedgerSelect:
         """A SELECT of a partition's live rows for comparisons: id, content_hash, metadata_hash, sequence.
