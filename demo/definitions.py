@@ -2,6 +2,7 @@
 
 `docstrings` (DuckDB) and `manuals` (Parquet) are written from the texts of this machine; Fletcher keeps their
 embeddings up to date in a local vector store and delivers them to the embedded Longbow-compatible server.
+`near_duplicates` takes the vectors of `docstrings` and finds the texts that say almost the same.
 """
 
 import os
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pyarrow as pa
 
 from demo import tables
-from fletcher_dagster import DuckDBTable, FletcherResource, ParquetTable, fletcher_assets
+from demo.near_duplicates import duplicates_metadata
+from fletcher_dagster import DuckDBTable, FletcherIOManager, FletcherResource, ParquetTable, fletcher_assets
 
 FOLDER = Path(os.environ.get("FLETCHER_DEMO_FOLDER", Path(__file__).resolve().parents[1] / ".demo"))
 """Everything the demo writes: texts, vectors, the embedded server's data and Dagster's home."""
@@ -75,6 +78,20 @@ def embeddings(
     yield from fletcher.run(context=context)
 
 
+@dg.asset(
+    group_name="analysis",
+    kinds={"arrow"},
+    ins={
+        "vectors": dg.AssetIn(
+            "docstrings_embeddings", input_manager_key="fletcher_io", metadata={"columns": ["id", "vector"]}
+        )
+    },
+)
+def near_duplicates(vectors: pa.Table) -> dg.MaterializeResult[None]:
+    """Docstrings that say almost the same, by the cosine between their vectors."""
+    return dg.MaterializeResult(metadata=duplicates_metadata(vectors))
+
+
 update_embeddings = dg.define_asset_job(
     "update_embeddings",
     selection=dg.AssetSelection.groups("embeddings"),
@@ -82,9 +99,12 @@ update_embeddings = dg.define_asset_job(
 )
 
 defs = dg.Definitions(
-    assets=[texts, embeddings],
+    assets=[texts, embeddings, near_duplicates],
     jobs=[
-        dg.define_asset_job("everything", description="Writes both tables from this machine's texts and embeds them."),
+        dg.define_asset_job(
+            "everything",
+            description="Writes both tables from this machine's texts, embeds them and looks for near duplicates.",
+        ),
         update_embeddings,
     ],
     schedules=[
@@ -95,6 +115,6 @@ defs = dg.Definitions(
             description="Off until you turn it on.",
         )
     ],
-    resources={"fletcher": fletcher},
+    resources={"fletcher": fletcher, "fletcher_io": FletcherIOManager(store_path=str(VECTORS))},
     executor=dg.in_process_executor,  # one process and one loaded model serve both assets
 )

@@ -16,6 +16,7 @@ import dagster as dg
 from demo import home, tables
 from demo.definitions import FOLDER, LONGBOW, VECTORS, defs, fletcher
 from demo.launch import launch
+from demo.near_duplicates import COSINE
 from demo.report import AssetRun, asset_runs, hit_lines, table_lines
 from fletcher_core.errors import FletcherError
 from fletcher_core.longbow.embedded import stop_embedded
@@ -51,6 +52,7 @@ def main() -> int:
         with dg.DagsterInstance.get() as instance:
             heading("First run: write both tables from this machine's own texts, embed them, send them to Longbow")
             first = run_job(instance, "everything", "first", say)
+            say(duplicates_line(instance))
             heading(f"Three searches against the Longbow server at {longbow_address()}, the {HITS} best hits of each")
             for source, query in SEARCHES:
                 show_search(source, query, say)
@@ -103,6 +105,16 @@ def run_job(instance: dg.DagsterInstance, job: str, name: str, say: Say) -> list
     if not result.success:
         raise DemoFailed("\n".join(problems) or f"the run {run_id} of {job} failed")
     return asset_runs(name, result)
+
+
+def duplicates_line(instance: dg.DagsterInstance) -> str:
+    """What the asset downstream of the docstrings' vectors found."""
+    record = instance.get_latest_materialization_event(dg.AssetKey("near_duplicates"))
+    if record is None or record.asset_materialization is None:
+        raise DemoFailed("near_duplicates was not materialized")
+    metadata = record.asset_materialization.metadata
+    rows, pairs, equal = (int(metadata[key].value) for key in ("rows_compared", "pairs", "pairs_of_equal_texts"))  # type: ignore[arg-type]
+    return f"  near_duplicates: {pairs:,} pairs among {rows:,} docstrings at cosine {COSINE} or above, {equal:,} of equal texts"
 
 
 def longbow_address() -> str:

@@ -50,6 +50,7 @@ def test_the_demo_embeds_searches_and_then_embeds_only_what_changed_each_time_it
         assert table_row(output, "second", "docstrings") == [0, 2, 193, 5, 0, 2]
         assert table_row(output, "second", "manuals") == [0, 1, 94, 5, 0, 1]
         assert len(re.findall(r"^  [01]\.\d{3}  \S+$", output, re.MULTILINE)) == 9
+        assert re.search(r"^  near_duplicates: \d+ pairs among 200 docstrings at cosine 0\.95", output, re.MULTILINE)
         assert "make ui" in output
         assert owner(tmp_path / "vectors" / ".longbow") is None  # no server is left behind
 
@@ -67,4 +68,5 @@ def test_the_workspace_loads_the_demos_project() -> None:
 
     dg.Definitions.validate_loadable(defs)
     keys = {key.to_user_string() for key in defs.resolve_asset_graph().get_all_asset_keys()}
-    assert keys == {"docstrings", "manuals", "docstrings_embeddings", "manuals_embeddings"}
+    texts = {"docstrings", "manuals"}
+    assert keys == texts | {f"{name}_embeddings" for name in texts} | {"near_duplicates"}
