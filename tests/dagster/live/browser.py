@@ -60,17 +60,11 @@ class Page:
 
     def click(self, text: str, seconds: float = 60) -> None:
         """The innermost thing whose whole text is `text`, as soon as it is there."""
-        click = f"""(() => {{
-            const all = [...document.querySelectorAll('button, a, span, div, label')];
-            const found = all.filter(each => each.innerText && each.innerText.trim() === {json.dumps(text)});
-            if (!found.length) return false;
-            found[found.length - 1].click();
-            return true;
-        }})()"""
-        deadline = time.monotonic() + seconds
-        while not self._evaluate(click):
-            assert time.monotonic() < deadline, f"nothing to click called {text!r} on:\n{self.text()}"
-            time.sleep(0.2)
+        self._on(text, "click()", seconds)
+
+    def scroll_to(self, text: str, seconds: float = 60) -> None:
+        """Until the innermost thing whose whole text is `text` is the first on the page."""
+        self._on(text, "scrollIntoView()", seconds)
 
     def count(self, selector: str) -> int:
         """How many elements the CSS `selector` finds."""
@@ -83,6 +77,19 @@ class Page:
         shot = self._call("Page.captureScreenshot", format="png")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(base64.b64decode(shot["data"]))
+
+    def _on(self, text: str, action: str, seconds: float) -> None:
+        act = f"""(() => {{
+            const all = [...document.querySelectorAll('button, a, span, div, label')];
+            const found = all.filter(each => each.innerText && each.innerText.trim() === {json.dumps(text)});
+            if (!found.length) return false;
+            found[found.length - 1].{action};
+            return true;
+        }})()"""
+        deadline = time.monotonic() + seconds
+        while not self._evaluate(act):
+            assert time.monotonic() < deadline, f"nothing is called {text!r} on:\n{self.text()}"
+            time.sleep(0.2)
 
     def _evaluate(self, expression: str) -> Any:
         answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True)

@@ -41,8 +41,9 @@ def keep(page: Page, name: str) -> None:
 def test_the_asset_page_shows_the_figures_of_the_latest_run(embedded: Live, page: Page) -> None:
     page.open(f"{embedded.web.address}/assets/docs_embeddings?view=overview")
     page.wait_for("fletcher/texts_per_s", "dagster/partition_row_count", "fletcher/rows_embedded", "Embeddings of")
-    page.wait_for("row_parity", "quarantine")
-    keep(page, "dagster-overview")
+    page.wait_for("Latest check results", "dagster/column_schema")
+    page.scroll_to("Metadata")
+    keep(page, "dagster-metadata")
 
 
 def test_the_plots_are_drawn(embedded: Live, page: Page) -> None:
@@ -51,6 +52,7 @@ def test_the_plots_are_drawn(embedded: Live, page: Page) -> None:
     page.click("Plots")
     page.wait_for("fletcher/texts_per_s", "dagster/partition_row_count")
     assert page.count("canvas") >= 2
+    page.scroll_to("Metadata")
     keep(page, "dagster-plots")
 
 
