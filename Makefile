@@ -63,7 +63,7 @@ ui: setup
 	@$(BIN)/python -m demo.ui
 
 test: setup
-	@$(BIN)/python -m pytest -n 2 tests
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup tests
 
 # Each ends with one line of JSON; the status is 1 after findings, which are left in $(RESULTS)/fuzz.
 SECONDS ?= 60

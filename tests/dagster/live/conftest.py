@@ -47,8 +47,8 @@ class Live:
 
 @pytest.fixture(scope="session")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """Tables `docs` (1 to 3 rows on each of the last 60 days), `notes` (5 rows) and `pages` (40,200 rows in two
-    books); the schedule and the sensor are on from the start, so that their minute passes during other tests."""
+    """Tables `docs` (1 to 3 rows on each of the last 60 days) and `pages` (40,200 rows in two books), a file of notes
+    (5 rows); the schedule and the sensor are on from the start, so that their minute passes during other tests."""
     folder = tmp_path_factory.mktemp("live")
     for name, content in tiny_models.minilm().items():
         (folder / "model" / name).parent.mkdir(exist_ok=True, parents=True)
@@ -59,7 +59,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         connection.execute(f"""
             CREATE TABLE docs AS SELECT n * 10 + k AS id, 'note ' || k || ' of day ' || n AS text,
                 DATE '{first}' + n::INTEGER AS day FROM range({DAYS}) d(n), range(3) r(k) WHERE k <= n % 3;
-            CREATE TABLE notes AS SELECT n AS id, 'note number ' || n AS text FROM range(5) d(n);
+            COPY (SELECT n AS id, 'note number ' || n AS text FROM range(5) d(n)) TO '{folder}/notes.parquet';
             CREATE TABLE pages AS SELECT n AS id, CASE WHEN n < 200 THEN 'leaflet' ELSE 'tome' END AS book,
                 'Page ' || n || repeat(' tells how the court adjourned until Monday and nobody came.', 5) AS text
                 FROM range({PAGES + 200}) d(n);

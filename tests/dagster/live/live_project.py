@@ -11,10 +11,11 @@ from typing import Any
 
 import dagster as dg
 
-from fletcher_dagster import DuckDBTable, FletcherResource, LongbowResource, fletcher_assets
+from fletcher_dagster import DuckDBTable, FletcherResource, LongbowResource, ParquetTable, fletcher_assets
 
 FOLDER = Path(os.environ["FLETCHER_LIVE_FOLDER"])
 DATABASE = FOLDER / "source.duckdb"
+NOTES = FOLDER / "notes.parquet"
 POOL = "fletcher_gpu"
 RETRIES = dg.RetryPolicy(max_retries=2, delay=1)  # a cancelled run must not use them
 BOOKS = dg.StaticPartitionsDefinition(["leaflet", "tome"])
@@ -35,7 +36,7 @@ def days(context: dg.AssetExecutionContext, tiny: FletcherResource) -> Iterator[
     yield from tiny.run(context=context)
 
 
-@fletcher_assets(sources=[DuckDBTable(DATABASE, table="notes")], resource=tiny)
+@fletcher_assets(sources=[ParquetTable(NOTES, name="notes")], resource=tiny)
 def notes(context: dg.AssetExecutionContext, tiny: FletcherResource) -> Iterator[Any]:
     yield from tiny.run(context=context)
 
@@ -62,13 +63,14 @@ refresh_notes = dg.define_asset_job("refresh_notes", dg.AssetSelection.assets("n
 
 @dg.sensor(job=refresh_notes, minimum_interval_seconds=1, default_status=dg.DefaultSensorStatus.STOPPED)
 def notes_changed(context: dg.SensorEvaluationContext) -> dg.RunRequest:
-    """One run for each state of the database's file."""
-    return dg.RunRequest(run_key=str(DATABASE.stat().st_mtime_ns))
+    """One run for each state of the file."""
+    return dg.RunRequest(run_key=str(NOTES.stat().st_mtime_ns))
 
 
 defs = dg.Definitions(
     assets=[
-        *(dg.AssetSpec(table, kinds={"duckdb"}) for table in ("docs", "notes", "pages")),
+        dg.AssetSpec("notes", kinds={"parquet"}),
+        *(dg.AssetSpec(table, kinds={"duckdb"}) for table in ("docs", "pages")),
         *(days, notes, large("in_process"), large("multiprocess"), large("backfilled")),
     ],
     jobs=[

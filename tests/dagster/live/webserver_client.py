@@ -93,7 +93,7 @@ class WebserverClient:
         state: dict[str, Any] = self.query(_BACKFILL_STATE, id=backfill_id)["partitionBackfillOrError"]
         return state
 
-    def finished_backfill(self, backfill_id: str, seconds: float = 120) -> dict[str, Any]:
+    def finished_backfill(self, backfill_id: str, seconds: float = 400) -> dict[str, Any]:
         state = self.backfill_state
         return until(lambda: found if (found := state(backfill_id))["status"] in BACKFILL_FINISHED else None, seconds)
 
