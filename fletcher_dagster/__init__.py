@@ -8,6 +8,7 @@ from dagster_shared.libraries import DagsterLibraryRegistry
 
 from fletcher_core.sources import DuckDBTable, ParquetTable
 from fletcher_dagster.assets import build_fletcher_asset_specs, fletcher_assets
+from fletcher_dagster.check_settings import FletcherChecks
 from fletcher_dagster.component import FletcherEmbeddingsComponent
 from fletcher_dagster.io_manager import FletcherIOManager
 from fletcher_dagster.partitions import hash_partitions
@@ -17,6 +18,7 @@ from fletcher_dagster.version import __version__
 
 __all__ = [
     "DuckDBTable",
+    "FletcherChecks",
     "FletcherEmbeddingsComponent",
     "FletcherIOManager",
     "FletcherResource",

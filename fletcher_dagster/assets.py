@@ -1,7 +1,7 @@
 """The decorator that turns sources into assets, and the function that builds their specs alone.
 
 In come sources and the usual arguments of a multi-asset; out goes one asset a source, each subsettable, with
-its two checks. The decorated function's body is one line: `yield from fletcher.run(context=context)`.
+its checks. The decorated function's body is one line: `yield from fletcher.run(context=context)`.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from fletcher_core.errors import ConfigError
 from fletcher_core.models.description import ModelDescription, describe_model
 from fletcher_core.sources import Source
 from fletcher_core.store.schema import VectorType
+from fletcher_dagster.check_settings import FletcherChecks
 from fletcher_dagster.checks import check_specs
 from fletcher_dagster.columns import declared_schema
 from fletcher_dagster.declaration import collection_name, declared_source, source_metadata, source_place
@@ -73,6 +74,7 @@ def fletcher_assets(
     op_tags: Mapping[str, Any] | None = None,
     pool: str | None = None,
     io_manager_key: str | None = None,
+    checks: FletcherChecks | None = None,
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """Assets that hold the embeddings of `sources`, one a source.
 
@@ -91,6 +93,7 @@ def fletcher_assets(
         hooks, op_tags, pool: as for `dagster.multi_asset`.
         io_manager_key: of a `FletcherIOManager`, so that assets downstream can take the vectors as a parameter
             that is named like the asset.
+        checks: which checks each asset has, what a failure of each means, and their limits.
 
     Raises:
         ConfigError: a source cannot be partitioned as asked; see also `build_fletcher_asset_specs`.
@@ -130,7 +133,7 @@ def fletcher_assets(
         name=name,
         group_name=group_name,
         specs=specs,
-        check_specs=[check for spec in specs for check in check_specs(spec.key)],
+        check_specs=[check for spec in specs for check in check_specs(spec.key, checks)],
         can_subset=True,
         partitions_def=partitions_def,
         backfill_policy=backfill_policy,

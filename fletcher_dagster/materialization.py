@@ -160,7 +160,8 @@ class _AssetRun:
             pictures=not several,
         )
         present = report.new + report.changed + report.stale + report.unchanged - report.remaining
-        return _Outcome(key, metadata, live.version, tally_of(key, live.count, present, quarantined))
+        tally = tally_of(key, live.count, present, quarantined, generation=report.generation)
+        return _Outcome(key, metadata, live.version, tally)
 
 
 def _report_committed(context: dg.AssetExecutionContext, key: dg.AssetKey, outcome: _Outcome) -> None:

@@ -204,7 +204,7 @@ class Generation:
             recent = self.recent.take(label, segment.file)
             return recent if recent is not None else read_labelled(segment.file, label).cast(self.schema)
 
-        return self._settled(read)
+        return self.settled(read)
 
     def live_sql(self, partition_key: str | None = None) -> str:
         """A SELECT of the live rows with all columns: upserts whose sequence no later row replaces.
@@ -295,6 +295,20 @@ class Generation:
         identities = [read_identity(self.root / name) for name in names if name != self.name]
         return [Generation(self.root, self.manifest, identity) for identity in identities]
 
+    def settled(self, read: Callable[[], _T]) -> _T:
+        """The result of `read`, tried again when compaction took a file away between its name and its opening."""
+        for attempt in range(_ATTEMPTS):
+            files = self.manifest.files(self.name)
+            try:
+                return read()
+            except (FileNotFoundError, duckdb.Error) as error:
+                if attempt + 1 == _ATTEMPTS or self.manifest.files(self.name) == files:
+                    raise StoreError(
+                        f"a segment file of {self.name} cannot be read: {first_line(error)}. If it is gone or damaged "
+                        "for good, move it away and run the materialization: rows that only it held are embedded again"
+                    ) from error
+        raise AssertionError("unreachable")
+
     # Inside
 
     def _commit(self, partition_key: str, table: pa.Table, label: str, first: int, run_id: str) -> Segment:
@@ -344,18 +358,4 @@ class Generation:
             with connect() as connection:
                 return connection.sql(select()).to_arrow_table()
 
-        return self._settled(read)
-
-    def _settled(self, read: Callable[[], _T]) -> _T:
-        """The result of `read`, tried again when compaction took a file away between its name and its opening."""
-        for attempt in range(_ATTEMPTS):
-            files = self.manifest.files(self.name)
-            try:
-                return read()
-            except (FileNotFoundError, duckdb.Error) as error:
-                if attempt + 1 == _ATTEMPTS or self.manifest.files(self.name) == files:
-                    raise StoreError(
-                        f"a segment file of {self.name} cannot be read: {first_line(error)}. If it is gone or damaged "
-                        "for good, move it away and run the materialization: rows that only it held are embedded again"
-                    ) from error
-        raise AssertionError("unreachable")
+        return self.settled(read)

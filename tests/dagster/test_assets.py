@@ -25,6 +25,7 @@ from fletcher_dagster import (
     build_fletcher_asset_specs,
     fletcher_assets,
 )
+from fletcher_dagster.check_settings import CHECKS
 from fletcher_dagster.declaration import collection_name, declared_source
 
 REVIEWS = DuckDBTable(
@@ -51,14 +52,14 @@ def only_spec(source: DuckDBTable | ParquetTable, **arguments: Any) -> dg.AssetS
     return spec
 
 
-def test_each_source_becomes_a_subsettable_asset_with_two_checks() -> None:
+def test_each_source_becomes_a_subsettable_asset_with_its_checks() -> None:
     assets = declare(REVIEWS, POSTS, group_name="search", pool="gpu")
     assert assets.keys == {dg.AssetKey("reviews_embeddings"), dg.AssetKey("posts_embeddings")}
     assert assets.can_subset
     assert assets.op.pool == "gpu"
     assert {spec.group_name for spec in assets.specs} == {"search"}
     assert {(spec.asset_key.to_user_string(), spec.name) for spec in assets.check_specs} == {
-        (asset, check) for asset in ("reviews_embeddings", "posts_embeddings") for check in ("quarantine", "row_parity")
+        (asset, check) for asset in ("reviews_embeddings", "posts_embeddings") for check in CHECKS
     }
 
 

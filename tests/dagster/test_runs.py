@@ -10,6 +10,7 @@ from fletcher_core.errors import ConfigError, StoreError
 from fletcher_core.longbow.embedded import stop_embedded
 from fletcher_core.sources import DuckDBTable, ParquetTable
 from fletcher_dagster import FletcherResource, LongbowResource
+from fletcher_dagster.check_settings import CHECKS
 
 MORE = "INSERT INTO docs VALUES (7, 'Tides follow the moon.', '2026-01-03', 'en')"
 
@@ -32,7 +33,7 @@ def test_a_first_run_embeds_both_sources_and_says_so(project: Project) -> None:
         assert {"id", "sequence", "vector"} <= columns
         assert figures["fletcher/throughput"].startswith("![texts per second")
     assert all(evaluation.passed for evaluation in result.get_asset_check_evaluations())
-    assert len(result.get_asset_check_evaluations()) == 4
+    assert len(result.get_asset_check_evaluations()) == 2 * len(CHECKS)
 
 
 def test_a_second_run_embeds_nothing_and_keeps_the_data_version(project: Project) -> None:
