@@ -43,8 +43,8 @@ def probe_recall(
 ) -> RecallProbe:
     """Searches for up to `rows` live rows that the ledger calls searchable on the client's server.
 
-    Among several rows with one and the same vector the server may choose: each counts as found when all k hits are as
-    near. A server that does not know the dataset has found none.
+    Among several rows with one and the same vector the server may choose: each counts as found when all k hits have
+    it. A server that does not know the dataset has found none.
 
     Raises:
         LongbowError: the server is down or refuses the search.
@@ -59,27 +59,54 @@ def probe_recall(
         answers = client.search(generation.name, vectors, 2 * k + _SPARE_HITS)
     except LongbowNotFound as error:
         return RecallProbe(len(vectors), 0, tuple(ids), str(error))
-    live = _live(generation, answers)
-    sequences: list[int] = probes["sequence"].to_pylist()
-    missed = [
-        row_id
-        for row_id, sequence, answer in zip(ids, sequences, answers, strict=True)
-        if not _is_found(sequence, answer, live, k)
-    ]
-    return RecallProbe(len(vectors), len(vectors) - len(missed), tuple(missed))
+    hits = _current_hits(generation, answers, k)
+    lost = [n for n, sequence in enumerate(probes["sequence"].to_pylist()) if sequence not in hits[n]]
+    # Which of several rows with one and the same vector are named is the server's choice.
+    rivals = _stored(generation, {found for n in lost for found in hits[n].values() if found is not None})
+    missed = [n for n in lost if len(hits[n]) < k or not _are_equal(hits[n], rivals, vectors[n])]
+    return RecallProbe(len(vectors), len(vectors) - len(missed), tuple(ids[n] for n in missed))
 
 
-def _is_found(sequence: int, answer: pa.Table, live: set[int], k: int) -> bool:
-    hits = zip(answer["id"].to_pylist(), answer["score"].to_pylist(), strict=True)
-    best = [(found, score) for found, score in hits if found in live or score >= 1 / (1 + _SAME)][:k]
-    is_tie = len(best) == k and all(score >= 1 / (1 + _SAME) for _, score in best)
-    return is_tie or any(found == sequence for found, _ in best)
+def _current_hits(generation: Generation, answers: Sequence[pa.Table], k: int) -> list[dict[int, int | None]]:
+    """Of each answer the k best hits by sequence: current rows, and, as None, outdated ones that are no farther than a
+    row is from itself, which may crowd it out."""
+    named = sorted({sequence for answer in answers for sequence in answer["id"].to_pylist()})
+    live = set(generation.resolve(named)["sequence"].to_pylist())
+    hits = []
+    for answer in answers:
+        best = [
+            (found, found if found in live else None)
+            for found, score in zip(answer["id"].to_pylist(), answer["score"].to_pylist(), strict=True)
+            if found in live or score >= 1 / (1 + _SAME)
+        ]
+        hits.append(dict(best[:k]))
+    return hits
 
 
-def _live(generation: Generation, answers: Sequence[pa.Table]) -> set[int]:
-    """Sequences among the hits that are current rows."""
-    hits = sorted({sequence for answer in answers for sequence in answer["id"].to_pylist()})
-    return set(generation.resolve(hits)["sequence"].to_pylist())
+def _are_equal(
+    hits: dict[int, int | None], stored: dict[int, npt.NDArray[np.float32]], vector: npt.NDArray[np.float32]
+) -> bool:
+    """Whether all current rows among the hits have this very vector in the store, too."""
+    return all(
+        stored[found].shape == vector.shape and float(np.linalg.norm(stored[found] - vector)) <= _SAME
+        for found in hits.values()
+        if found is not None
+    )
+
+
+def _stored(generation: Generation, sequences: Collection[int]) -> dict[int, npt.NDArray[np.float32]]:
+    """Stored vectors of rows by sequence."""
+    if not sequences:
+        return {}
+
+    def read() -> dict[int, npt.NDArray[np.float32]]:
+        relation = f"read_parquet({literals(generation.files())}, hive_partitioning = false)"
+        wanted = ", ".join(map(str, sorted(sequences)))
+        with connect() as connection:
+            rows = connection.sql(f"SELECT sequence, vector FROM {relation} WHERE sequence IN ({wanted})").fetchall()
+        return {sequence: np.array(vector or [], np.float32) for sequence, vector in rows}
+
+    return generation.settled(read)
 
 
 def _searchable_rows(

@@ -1,7 +1,7 @@
 """Faults in the store's own files are found, counted and named; figures are those of the live rows alone."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -140,16 +140,22 @@ def test_a_damaged_file_is_named(generation: Generation) -> None:
             examine(generation, "p")
 
 
+@pytest.fixture(scope="module")
+def one_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generation]:
+    """For many small examples, each of which drops what the last one left."""
+    with open_store(tmp_path_factory.mktemp("store")) as store:
+        yield store.generation(CARD, METADATA)
+
+
 _ELEMENTS = st.floats(width=32, allow_nan=True, allow_infinity=True)
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.lists(_ELEMENTS, min_size=DIMENSION, max_size=DIMENSION), min_size=1, max_size=12))
-def test_figures_agree_with_numpy(tmp_path_factory: pytest.TempPathFactory, vectors: list[list[float]]) -> None:
-    with open_store(tmp_path_factory.mktemp("store")) as store:
-        generation = store.generation(CARD, METADATA)
-        put(generation, {str(n): row for n, row in enumerate(vectors)})
-        found = vector_health(generation, "p")
+def test_figures_agree_with_numpy(one_store: Generation, vectors: list[list[float]]) -> None:
+    one_store.drop("p")
+    put(one_store, {str(n): row for n, row in enumerate(vectors)})
+    found = vector_health(one_store, "p")
     expected: npt.NDArray[np.float64] = np.array(vectors, np.float32).astype(np.float64)
     finite = expected[np.isfinite(expected).all(axis=1)]
     assert found.not_finite.rows == len(expected) - len(finite)
