@@ -16,6 +16,10 @@ class SourceError(FletcherError):
     """A table, file or column to read from is missing, locked or damaged."""
 
 
+class SourceLockedError(SourceError):
+    """A writer holds the database to read from: try again later."""
+
+
 class InputError(FletcherError):
     """Rows of the input cannot be embedded and the policy in force is to fail on them."""
 

@@ -17,7 +17,7 @@ import duckdb
 import pyarrow as pa
 
 from fletcher_core.columns import check_text_type, choices, stored_type
-from fletcher_core.errors import ConfigError, SourceError
+from fletcher_core.errors import ConfigError, SourceError, SourceLockedError
 from fletcher_core.filesystems import make_readable
 from fletcher_core.invalid_text import has_mark, is_invalid_text, marked_files
 from fletcher_core.parquet_files import ParquetFiles, list_files
@@ -120,7 +120,7 @@ class DuckDBTable:
                     raise SourceError(f"cannot open the DuckDB database {str(path)!r}: {first_line(error)}") from error
                 waited = time.monotonic() - started
                 if waited >= self.lock_timeout:
-                    raise SourceError(
+                    raise SourceLockedError(
                         f"the DuckDB database {str(path)!r} is held open by {holder}, "
                         f"still after {self.lock_timeout:g} s: close it there, or raise lock_timeout"
                     ) from error

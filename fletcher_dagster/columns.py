@@ -60,12 +60,14 @@ def column_lineage(source: Source, spec: dg.AssetSpec) -> dg.TableColumnLineage 
     if upstream is None:
         return None
 
+    by = source.partition_column
+    partitions = [by] if isinstance(by, str) else list(by.values()) if by else []
     texts, metadata = list(source.text_columns), list(source.metadata_columns)
     made_of = {
         "id": [source.id_column],
         **dict.fromkeys(("content_hash", "tokens", "truncated", "vector"), texts),
         **({"metadata_hash": metadata} if metadata else {}),
-        **({"partition_key": [source.partition_column]} if source.partition_column else {}),
+        **({"partition_key": partitions} if partitions else {}),
         **{column: [column] for column in metadata},
     }
     return dg.TableColumnLineage(

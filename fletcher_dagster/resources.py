@@ -181,6 +181,10 @@ class FletcherResource(dg.ConfigurableResource[Any]):
         default="",
         description="http(s) address of a dashboard of Fletcher's metrics, linked from every run's metadata.",
     )
+    max_rows_per_run: int | None = Field(
+        default=None,
+        description="A run embeds at most so many rows and leaves the rest to the next (build_rest_sensor); None: all.",
+    )
 
     @field_validator("dashboard_url", mode="before")
     @classmethod
@@ -223,6 +227,23 @@ class FletcherResource(dg.ConfigurableResource[Any]):
 
         collection = collection_name(_key(asset_key))
         return VectorStore.open(Path(self.store_path) / collection, collection=collection)
+
+    def outdated_partitions(self, asset_key: dg.AssetKey | str) -> set[str]:
+        """Keys of the asset's partitions that hold rows of another model than this one; no engine is started.
+
+        Raises:
+            ModelError: the model is not found or damaged.
+            StoreError: files of the store are damaged.
+        """
+        from fletcher_core.models.declared import declared_fingerprint
+        from fletcher_core.store import VectorStore
+        from fletcher_core.store.outdated import outdated_partitions
+
+        if not VectorStore.exists(Path(self.store_path) / collection_name(_key(asset_key))):
+            return set()
+        settings = {name: getattr(self, name) for name in (*_MODEL_SETTINGS, "chunk_overlap")}
+        with self.store(asset_key) as store:
+            return outdated_partitions(store, declared_fingerprint(**settings))
 
     def longbow_client(self) -> LongbowClient | None:
         """A connection to where vectors are delivered; None when that is switched off."""
@@ -274,6 +295,8 @@ class FletcherResource(dg.ConfigurableResource[Any]):
         from fletcher_core.pipeline import MaterializeSettings
 
         settings = {name: getattr(self, name) for name in _PIPELINE_SETTINGS}
+        if self.max_rows_per_run is not None:
+            settings["max_rows"] = self.max_rows_per_run
         return MaterializeSettings(**settings, delivery_timeout=(self.longbow or LongbowResource()).delivery_timeout)
 
     def known_settings(self) -> dict[str, Any]:

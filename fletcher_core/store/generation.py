@@ -244,7 +244,7 @@ class Generation:
                 stack.pop_all()
             return files
 
-        return self._settled(read)
+        return self.settled(read)
 
     def ledger_sql(self, partition_key: str) -> LedgerSelect:
         """A SELECT of a partition's live rows for comparisons: id, content_hash, metadata_hash, sequence.

@@ -1,0 +1,128 @@
+"""A sensor for runs with a budget of rows: as long as a run left rows over, it asks for the next one.
+
+In come materializations with the metadata `fletcher/rows_remaining`; out go run requests, one at a time for each asset
+or partition, until nothing remains.
+"""
+
+import json
+
+import dagster as dg
+
+from fletcher_dagster.run_tags import fletcher_run_tags
+
+REMAINING_KEY = "fletcher/rows_remaining"
+
+_PROGRESS = ("fletcher/rows_embedded", "fletcher/cache_hits", "fletcher/rows_quarantined", "fletcher/rows_deleted")
+_RECORDS = 200  # of the event log read at a time
+
+
+def build_rest_sensor(
+    assets: dg.AssetsDefinition,
+    *,
+    name: str | None = None,
+    minimum_interval_seconds: int = 30,
+    priority: int | None = -1,
+    default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.STOPPED,
+    description: str | None = None,
+) -> dg.SensorDefinition:
+    """Asks for the next run while `fletcher/rows_remaining` of the last materialization is above 0.
+
+    Together with `FletcherResource(max_rows_per_run=...)` a changed model is embedded again in portions, between which
+    other runs get their turn. The next run is asked for when the last one has ended; one that fails ends the chain
+    until the asset is materialized again, and so does one that embedded nothing.
+
+    Args:
+        assets: those of one `@fletcher_assets`.
+        priority: of the runs in the queue; the default lets everything else go first.
+
+    Example:
+        .. code-block:: python
+
+            fletcher = FletcherResource(store_path="vectors", max_rows_per_run=100_000)
+            sensor = build_rest_sensor(embeddings)
+    """
+    name = name or f"{assets.node_def.name}_rest"
+    tags = fletcher_run_tags("rest", priority)
+
+    @dg.sensor(
+        name=name,
+        target=assets,
+        minimum_interval_seconds=minimum_interval_seconds,
+        default_status=default_status,
+        description=description,
+    )
+    def rest(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        seen = _read(context.cursor)
+        requests: list[dg.RunRequest] = []
+        reasons: list[str] = []
+        for key in sorted(assets.keys):
+            asset = key.to_user_string()
+            records = _since(context.instance, key, seen.get(asset))
+            last = {record.partition_key: record for record in records}
+            waits = []
+            for partition, record in last.items():
+                remaining = _figure(record, REMAINING_KEY)
+                if not remaining:
+                    continue
+                what = "/".join(filter(None, [asset, partition]))
+                if _is_running(context.instance, key, record):
+                    waits.append(record.storage_id)
+                    reasons.append(f"{what}: a run is at it")
+                elif reason := _why_not(context.instance, record):
+                    reasons.append(f"{what}: {remaining:,} rows remain, but {reason}")
+                else:
+                    run_key = f"{what}-{record.storage_id}"  # one materialization is followed by one run
+                    requests.append(dg.RunRequest(run_key, tags=tags, asset_selection=[key], partition_key=partition))
+            if records:
+                # What still runs is looked at again; for what is asked for a second time, the run key is known.
+                seen[asset] = min(waits) - 1 if waits else max(record.storage_id for record in records)
+        skipped = None if requests else dg.SkipReason("; ".join(reasons) or "no rows remain")
+        return dg.SensorResult(requests or None, skip_reason=skipped, cursor=json.dumps(seen))
+
+    return rest
+
+
+def _read(cursor: str | None) -> dict[str, int]:
+    """The storage id of the last materialization that was looked at, by asset."""
+    try:
+        return {str(asset): int(storage_id) for asset, storage_id in json.loads(cursor or "{}").items()}
+    except (AttributeError, TypeError, ValueError):  # of another sensor
+        return {}
+
+
+def _since(instance: dg.DagsterInstance, key: dg.AssetKey, storage_id: int | None) -> list[dg.EventLogRecord]:
+    """Materializations after `storage_id`, the oldest first; without it the newest ones alone, not all of history."""
+    if storage_id is None:
+        return list(reversed(instance.fetch_materializations(key, limit=_RECORDS).records))
+    records: list[dg.EventLogRecord] = []
+    wanted, cursor = dg.AssetRecordsFilter(key, after_storage_id=storage_id), None
+    while True:
+        page = instance.fetch_materializations(wanted, limit=_RECORDS, cursor=cursor, ascending=True)
+        records += page.records
+        if not page.has_more:
+            return records
+        cursor = page.cursor
+
+
+def _is_running(instance: dg.DagsterInstance, key: dg.AssetKey, record: dg.EventLogRecord) -> bool:
+    """Whether the run of the record goes on, or another one of the same asset or partition waits or runs."""
+    planned = instance.get_latest_planned_materialization_info(key, partition=record.partition_key)
+    ids = {record.run_id} | ({planned.run_id} if planned else set())
+    runs = [instance.get_run_by_id(run_id) for run_id in ids]
+    return any(run is not None and not run.is_finished for run in runs)
+
+
+def _why_not(instance: dg.DagsterInstance, record: dg.EventLogRecord) -> str:
+    """Why no run may follow; '' where one may."""
+    run = instance.get_run_by_id(record.run_id)
+    if run is not None and not run.is_success:
+        return f"its last run {record.run_id} ended as {run.status.value}: materialize it again to go on"
+    if not any(_figure(record, name) for name in _PROGRESS):
+        return f"its last run {record.run_id} embedded none of them: another one would not either"
+    return ""
+
+
+def _figure(record: dg.EventLogRecord, name: str) -> int:
+    event = record.asset_materialization
+    value = event.metadata[name].value if event and name in event.metadata else 0
+    return int(value) if isinstance(value, int | float) else 0

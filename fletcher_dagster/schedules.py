@@ -1,0 +1,92 @@
+"""A schedule for embedding assets, in the one way that their partitions allow.
+
+In come assets and a cron expression or the hour of a time partition; out goes a Dagster schedule whose runs are tagged.
+Settings that Dagster would refuse late or in its own terms are refused here, when the definitions load.
+"""
+
+import dagster as dg
+from dagster import TimeWindowPartitionsDefinition
+
+from fletcher_core.errors import ConfigError
+from fletcher_dagster.run_tags import fletcher_run_tags
+
+
+def build_fletcher_schedule(
+    assets: dg.AssetsDefinition,
+    *,
+    cron_schedule: str | None = None,
+    execution_timezone: str | None = None,
+    minute_of_hour: int | None = None,
+    hour_of_day: int | None = None,
+    name: str | None = None,
+    priority: int | None = None,
+    default_status: dg.DefaultScheduleStatus = dg.DefaultScheduleStatus.STOPPED,
+    description: str | None = None,
+) -> dg.ScheduleDefinition:
+    """Runs the assets of one `@fletcher_assets` again and again.
+
+    Unpartitioned assets run whole, those of static partitions once a key, both by `cron_schedule`. Time partitions
+    run at their own cadence, each time the window that closed last, and take `hour_of_day` and `minute_of_hour`.
+
+    Args:
+        cron_schedule, execution_timezone: when, for all but time partitions.
+        minute_of_hour, hour_of_day: when after a window closed, in the time zone of the partitions.
+        name: of the schedule; by default that of the assets' op with `_schedule`.
+        priority: of the runs in the queue.
+
+    Raises:
+        ConfigError: the settings do not fit the partitions; dynamic partitions, which have no schedule.
+
+    Example:
+        .. code-block:: python
+
+            nightly = build_fletcher_schedule(embeddings, cron_schedule="0 3 * * *")
+            defs = dg.Definitions(assets=[embeddings], schedules=[nightly], resources={"fletcher": fletcher})
+    """
+    base = assets.node_def.name
+    name = name or f"{base}_schedule"
+    partitions_def = assets.partitions_def
+    has_hour = minute_of_hour is not None or hour_of_day is not None
+    if isinstance(partitions_def, dg.DynamicPartitionsDefinition):
+        raise ConfigError(
+            f"schedule {name!r}: dynamic partitions come and go with their files, so no clock can name them: use "
+            "build_parquet_sensor for new and changed files, or build_catch_up_schedule for what is missing"
+        )
+    is_timed = isinstance(partitions_def, TimeWindowPartitionsDefinition)
+    if is_timed and (cron_schedule or execution_timezone):
+        raise ConfigError(
+            f"schedule {name!r}: time partitions run at their own cadence and time zone: leave cron_schedule and "
+            "execution_timezone out, and give hour_of_day= and minute_of_hour= instead"
+        )
+    if not is_timed and has_hour:
+        raise ConfigError(
+            f"schedule {name!r}: hour_of_day and minute_of_hour are for time partitions: give cron_schedule= instead"
+        )
+    if not is_timed and not cron_schedule:
+        raise ConfigError(f"schedule {name!r} needs a cron_schedule=, such as '0 3 * * *' for 3 o'clock each night")
+    tags = fletcher_run_tags("schedule", priority)
+    if partitions_def is None:
+        return dg.ScheduleDefinition(
+            name=name,
+            target=assets,
+            cron_schedule=cron_schedule,
+            execution_timezone=execution_timezone,
+            tags=tags,
+            default_status=default_status,
+            description=description,
+        )
+    # With the partitions on the job itself Dagster can tell the kinds apart at once, and static keys take a cron.
+    job = dg.define_asset_job(f"{name}_job", selection=[*assets.keys], partitions_def=partitions_def)
+    schedule = dg.build_schedule_from_partitioned_job(
+        job,
+        name=name,
+        cron_schedule=cron_schedule,
+        execution_timezone=execution_timezone,
+        minute_of_hour=minute_of_hour,
+        hour_of_day=hour_of_day,
+        tags=tags,
+        default_status=default_status,
+        description=description,
+    )
+    assert isinstance(schedule, dg.ScheduleDefinition)
+    return schedule
