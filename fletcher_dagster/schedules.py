@@ -4,11 +4,18 @@ In come assets and a cron expression or the hour of a time partition; out goes a
 Settings that Dagster would refuse late or in its own terms are refused here, when the definitions load.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import dagster as dg
 from dagster import TimeWindowPartitionsDefinition
 
 from fletcher_core.errors import ConfigError
 from fletcher_dagster.run_tags import fletcher_run_tags
+
+if TYPE_CHECKING:  # what Dagster builds for time partitions has no public name
+    from dagster._core.definitions.partitions.partitioned_schedule import UnresolvedPartitionedAssetScheduleDefinition
 
 
 def build_fletcher_schedule(
@@ -22,7 +29,7 @@ def build_fletcher_schedule(
     priority: int | None = None,
     default_status: dg.DefaultScheduleStatus = dg.DefaultScheduleStatus.STOPPED,
     description: str | None = None,
-) -> dg.ScheduleDefinition:
+) -> dg.ScheduleDefinition | UnresolvedPartitionedAssetScheduleDefinition:
     """Runs the assets of one `@fletcher_assets` again and again.
 
     Unpartitioned assets run whole, those of static partitions once a key, both by `cron_schedule`. Time partitions
@@ -75,18 +82,26 @@ def build_fletcher_schedule(
             default_status=default_status,
             description=description,
         )
-    # With the partitions on the job itself Dagster can tell the kinds apart at once, and static keys take a cron.
-    job = dg.define_asset_job(f"{name}_job", selection=[*assets.keys], partitions_def=partitions_def)
-    schedule = dg.build_schedule_from_partitioned_job(
-        job,
+    if not is_timed:
+        # Dagster's own builder takes static partitions only on a job that repeats them, which it calls deprecated.
+        @dg.schedule(
+            name=name,
+            target=assets,
+            cron_schedule=cron_schedule,
+            execution_timezone=execution_timezone,
+            default_status=default_status,
+            description=description,
+        )
+        def each_key(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
+            return [dg.RunRequest(key, tags=tags, partition_key=key) for key in partitions_def.get_partition_keys()]
+
+        return each_key
+    return dg.build_schedule_from_partitioned_job(
+        dg.define_asset_job(f"{name}_job", selection=[*assets.keys]),
         name=name,
-        cron_schedule=cron_schedule,
-        execution_timezone=execution_timezone,
         minute_of_hour=minute_of_hour,
         hour_of_day=hour_of_day,
         tags=tags,
         default_status=default_status,
         description=description,
     )
-    assert isinstance(schedule, dg.ScheduleDefinition)
-    return schedule

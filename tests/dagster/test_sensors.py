@@ -1,0 +1,365 @@
+"""Sensors: what changed in files and tables is asked for once, without reading it, and rests are asked for in turn."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import duckdb
+import pytest
+from embedding_project import DAYS, DOCS, Project
+
+from fletcher_core.errors import ConfigError, SourceError
+from fletcher_core.sources import DuckDBTable, ParquetTable
+from fletcher_dagster import (
+    FletcherResource,
+    LongbowResource,
+    build_parquet_sensor,
+    build_rest_sensor,
+    build_watermark_sensor,
+    fletcher_retry_policy,
+    fletcher_run_tags,
+)
+
+FILES = dg.DynamicPartitionsDefinition(name="tickets")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    """As in conftest, without a Longbow to deliver to."""
+    longbow = LongbowResource(enabled=False)
+    with dg.DagsterInstance.ephemeral(tempdir=str(tmp_path / "dagster")) as instance:
+        project = Project(tmp_path, instance, FletcherResource(store_path=str(tmp_path / "vectors"), longbow=longbow))
+        project.sql(DOCS)
+        yield project
+
+
+class Ticks:
+    """Ticks of a sensor one after another, each with the cursor of the one before, as the daemon would."""
+
+    def __init__(self, project: Project, sensor: dg.SensorDefinition, assets: dg.AssetsDefinition) -> None:
+        self.project = project
+        defs = dg.Definitions(assets=[assets], sensors=[sensor], resources={"fletcher": project.fletcher})
+        self.repository = defs.get_repository_def()
+        self.sensor = self.repository.get_sensor_def(sensor.name)
+        self.cursor: str | None = None
+        self.known: set[str] = set()
+        self.reason: str | None = None
+
+    def evaluate(self) -> Any:
+        context = dg.build_sensor_context(self.project.instance, cursor=self.cursor, repository_def=self.repository)
+        return self.sensor.evaluate_tick(context)
+
+    def __call__(self) -> list[dg.RunRequest]:
+        """The runs of the next tick that the daemon would start: those with a run key it has not seen."""
+        found = self.evaluate()
+        self.cursor = found.cursor or self.cursor
+        self.reason = found.skip_message
+        for request in found.dynamic_partitions_requests or []:
+            self.project.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
+        new = [request for request in found.run_requests if request.run_key not in self.known]
+        self.known |= {request.run_key for request in new}
+        return new
+
+
+def write(project: Project, name: str, *texts: str) -> Path:
+    """A file of `tickets/`: a row a text, each with the file's name in `file`."""
+    path = project.folder / "tickets" / f"{name}.parquet"
+    path.parent.mkdir(exist_ok=True)
+    rows = ", ".join(f"('{name}-{number}', '{text}', '{name}')" for number, text in enumerate(texts))
+    with duckdb.connect() as connection:
+        connection.execute(f"COPY (SELECT * FROM (VALUES {rows}) t(id, text, file)) TO '{path}' (FORMAT parquet)")
+    return path
+
+
+def tickets(project: Project, **settings: Any) -> ParquetTable:
+    return ParquetTable(project.folder / "tickets" / "*.parquet", name="tickets", **settings)
+
+
+def test_new_changed_and_deleted_files_each_ask_for_one_run(project: Project) -> None:
+    write(project, "a", "one")
+    assets = project.assets(tickets(project))
+    tick = Ticks(project, build_parquet_sensor(assets, tickets(project), priority=3), assets)
+    (request,) = tick()
+    assert request.tags["fletcher/trigger"] == "files"
+    assert request.tags["dagster/priority"] == "3"
+    assert tick() == []
+    assert tick.reason == "none of 1 files changed"
+    write(project, "b", "two")
+    assert len(tick()) == 1
+    write(project, "b", "two", "and three")
+    assert len(tick()) == 1
+    (project.folder / "tickets" / "a.parquet").unlink()
+    assert len(tick()) == 1
+    assert tick() == []
+
+
+def test_a_tick_that_is_repeated_asks_for_the_same_run(project: Project) -> None:
+    write(project, "a", "one")
+    assets = project.assets(tickets(project))
+    tick = Ticks(project, build_parquet_sensor(assets, tickets(project)), assets)
+    assert len(tick()) == 1
+    write(project, "b", "two")
+    before = tick.cursor
+    assert len(tick()) == 1
+    tick.cursor = before  # the daemon died before it kept the cursor
+    assert tick() == []
+
+
+def test_files_that_come_back_as_they_were_ask_again(project: Project) -> None:
+    """The run key of an earlier state would be known, and the run never start."""
+    write(project, "a", "one")
+    b = write(project, "b", "two")
+    assets = project.assets(tickets(project))
+    tick = Ticks(project, build_parquet_sensor(assets, tickets(project)), assets)
+    asked = [len(tick())]
+    for _ in range(2):
+        b.rename(project.folder / "aside")
+        asked.append(len(tick()))
+        (project.folder / "aside").rename(b)
+        asked.append(len(tick()))
+    assert asked == [1] * 5
+
+
+def test_files_are_listed_and_not_read(project: Project) -> None:
+    path = write(project, "a", "one")
+    assets = project.assets(tickets(project))
+    tick = Ticks(project, build_parquet_sensor(assets, tickets(project)), assets)
+    assert len(tick()) == 1
+    facts = path.stat()
+    path.write_bytes(b"x" * facts.st_size)  # no Parquet any more, but the listing is as it was
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert tick() == []
+    path.write_bytes(b"no Parquet either")
+    assert len(tick()) == 1
+
+
+def test_a_folder_without_files_asks_for_nothing_and_is_not_taken_for_deletion(project: Project) -> None:
+    write(project, "a", "one")
+    assets = project.assets(tickets(project))
+    tick = Ticks(project, build_parquet_sensor(assets, tickets(project)), assets)
+    tick()
+    (project.folder / "tickets").rename(project.folder / "unmounted")
+    assert tick() == []
+    assert "there is no file at" in (tick.reason or "")
+    (project.folder / "unmounted").rename(project.folder / "tickets")
+    assert tick() == []
+
+
+def test_each_file_is_a_partition_and_a_run(project: Project) -> None:
+    for name in "abc":
+        write(project, name, f"text of {name}")
+    source = tickets(project, partition_column="file")
+    assets = project.assets(source, partitions_def=FILES)
+    tick = Ticks(project, build_parquet_sensor(assets, source, max_runs_per_tick=2), assets)
+    requests = [*tick(), *tick()]
+    assert [request.partition_key for request in requests] == ["a", "b", "c"]
+    assert tick() == []
+    assert set(project.instance.get_dynamic_partitions("tickets")) == {"a", "b", "c"}
+    assert project.run_range(assets, "a", "c").success
+    write(project, "b", "another text")
+    (project.folder / "tickets" / "c.parquet").unlink()
+    changed, gone = tick()
+    assert (changed.partition_key, gone.partition_key) == ("b", "c")
+    assert project.run(assets, partition_key="c", tags=dict(gone.tags)).success
+    assert project.figures("tickets_embeddings", "c")["fletcher/rows_deleted"] == 1
+    assert tick() == []
+
+
+def test_the_cursor_does_not_grow_with_the_files(project: Project) -> None:
+    assets = project.assets(tickets(project))
+    tick = Ticks(project, build_parquet_sensor(assets, tickets(project)), assets)
+    write(project, "a", "one")
+    tick()
+    size = len(tick.cursor or "")
+    for number in range(30):
+        (project.folder / "tickets" / f"file-{number}.parquet").write_bytes(b"")
+    assert len(tick()) == 1
+    assert len(tick.cursor or "") == size
+
+
+def test_a_cursor_of_another_sensor_is_a_fresh_start(project: Project) -> None:
+    write(project, "a", "one")
+    assets = project.assets(tickets(project))
+    for cursor in ("42", "null", "[]", "{", '{"states": 1, "epoch": "", "sequence": 0}'):
+        tick = Ticks(project, build_parquet_sensor(assets, tickets(project)), assets)
+        tick.cursor = cursor
+        assert len(tick()) == 1
+
+
+def test_sensors_refuse_partitions_that_they_cannot_name(project: Project) -> None:
+    daily = project.assets(project.docs(partition_column="day"), partitions_def=DAYS)
+    with pytest.raises(ConfigError, match="have partitions that are no files"):
+        build_parquet_sensor(daily, tickets(project))
+    files = project.assets(tickets(project, partition_column="file"), partitions_def=FILES)
+    with pytest.raises(ConfigError, match="has no partition_column"):
+        build_parquet_sensor(files, tickets(project))
+    with pytest.raises(ConfigError, match="max_runs_per_tick is 0"):
+        build_parquet_sensor(files, tickets(project, partition_column="file"), max_runs_per_tick=0)
+    with pytest.raises(ConfigError, match="build_watermark_sensor"):
+        build_parquet_sensor(daily, project.docs())  # type: ignore[arg-type]
+
+
+def test_the_watermark_asks_when_it_moves_or_rows_go(project: Project) -> None:
+    assets = project.assets(project.docs())
+    tick = Ticks(project, build_watermark_sensor(assets, project.docs(), watermark_column="id"), assets)
+    (request,) = tick()
+    assert request.tags["fletcher/trigger"] == "watermark"
+    assert tick() == []
+    assert tick.reason == "the watermark is where it was, at 6 rows"
+    project.sql("INSERT INTO docs VALUES (7, 'Tides follow the moon.', '2026-01-03', 'en')")
+    assert len(tick()) == 1
+    project.sql("DELETE FROM docs WHERE id = 3")
+    assert len(tick()) == 1
+    project.sql("DELETE FROM docs")
+    assert len(tick()) == 1
+    assert tick() == []
+
+
+def test_the_texts_of_a_table_are_not_read(project: Project) -> None:
+    source = DuckDBTable(
+        project.database, query="SELECT id, error('the text was read') AS text FROM docs", name="unreadable"
+    )
+    assets = project.assets(source)
+    tick = Ticks(project, build_watermark_sensor(assets, source, watermark_column="id"), assets)
+    assert len(tick()) == 1
+    assert tick() == []
+
+
+def test_with_partitions_only_those_that_moved_are_asked_for(project: Project) -> None:
+    source = project.docs(partition_column="day")
+    assets = project.assets(source, partitions_def=DAYS)
+    tick = Ticks(project, build_watermark_sensor(assets, source, watermark_column="id"), assets)
+    (request,) = tick()
+    assert request.tags["dagster/asset_partition_range_start"] == "2026-01-01"
+    assert request.tags["dagster/asset_partition_range_end"] == "2026-01-03"
+    project.sql("INSERT INTO docs VALUES (7, 'Tides follow the moon.', '2026-01-02', 'en')")
+    (request,) = tick()
+    assert request.partition_key == "2026-01-02"
+    project.sql("DELETE FROM docs WHERE day = '2026-01-01'")
+    (request,) = tick()
+    assert request.partition_key == "2026-01-01"
+    assert tick() == []
+
+
+def test_a_locked_database_skips_the_tick_and_names_the_holder(project: Project) -> None:
+    assets = project.assets(project.docs())
+    sensor = build_watermark_sensor(assets, project.docs(), watermark_column="id", lock_timeout=0)
+    tick = Ticks(project, sensor, assets)
+    tick()
+    cursor = tick.cursor
+    script = "import duckdb, sys; held = duckdb.connect(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", script, str(project.database)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        assert tick() == []
+        assert str(process.pid) in (tick.reason or "")
+        # The same lock is worth another attempt of a run.
+        locked = project.assets(project.docs(lock_timeout=0.1), retry_policy=fletcher_retry_policy(1, delay=0))
+        assert attempts(project.run(locked)) == 2
+        process.communicate()
+    assert tick.cursor == cursor
+
+
+def test_the_retry_policy_does_not_repeat_what_cannot_pass(project: Project) -> None:
+    assets = project.assets(project.docs(text_columns="body"), retry_policy=fletcher_retry_policy(3, delay=0))
+    assert attempts(project.run(assets)) == 1
+    policy = fletcher_retry_policy()
+    assert (policy.backoff, policy.jitter) == (dg.Backoff.EXPONENTIAL, dg.Jitter.PLUS_MINUS)
+    with pytest.raises(ConfigError, match="neither can be negative"):
+        fletcher_retry_policy(-1)
+
+
+def attempts(result: dg.ExecuteInProcessResult) -> int:
+    return len([event for event in result.all_events if event.event_type_value in ("STEP_START", "STEP_RESTARTED")])
+
+
+def test_a_missing_watermark_column_fails_the_tick_in_words(project: Project) -> None:
+    assets = project.assets(project.docs())
+    tick = Ticks(project, build_watermark_sensor(assets, project.docs(), watermark_column="updated"), assets)
+    with pytest.raises(Exception, match="'updated'") as caught:
+        tick()
+    assert isinstance(caught.value.__cause__ or caught.value, SourceError)
+
+
+# What a run with a budget of rows leaves over
+
+
+@dg.multi_asset(specs=[dg.AssetSpec("portions", metadata={})], name="portions")
+def portions(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
+    """An embedding asset as the sensor sees it: the run's tags say how many rows it left over."""
+    tags = context.run.tags
+    if "fail" in tags:
+        raise dg.Failure("no luck", allow_retries=False)
+    figures = {name: int(tags.get(name, 0)) for name in ("fletcher/rows_remaining", "fletcher/rows_embedded")}
+    yield dg.MaterializeResult(asset_key="portions", metadata=figures)
+
+
+def left_over(project: Project, remaining: int, embedded: int = 10, **tags: str) -> dg.ExecuteInProcessResult:
+    figures = {"fletcher/rows_remaining": str(remaining), "fletcher/rows_embedded": str(embedded)}
+    return dg.materialize([portions], instance=project.instance, tags={**figures, **tags}, raise_on_error=False)
+
+
+def test_a_rest_asks_for_one_run_after_another_until_nothing_remains(project: Project) -> None:
+    tick = Ticks(project, build_rest_sensor(portions), portions)
+    assert tick() == []
+    left_over(project, 20)
+    (request,) = tick()
+    assert request.tags["fletcher/trigger"] == "rest"
+    assert request.tags["dagster/priority"] == "-1"
+    assert tick() == []  # until that run has ended
+    left_over(project, 10)
+    before = tick.cursor
+    assert len(tick()) == 1
+    tick.cursor = before
+    assert tick() == []  # a repeated tick
+    left_over(project, 0)
+    assert tick() == []
+    assert tick.reason == "no rows remain"
+
+
+def test_a_rest_waits_for_the_run_that_is_at_it(project: Project) -> None:
+    tick = Ticks(project, build_rest_sensor(portions), portions)
+    left_over(project, 20)
+    job = dg.Definitions(assets=[portions]).resolve_implicit_global_asset_job_def()
+    run = project.instance.create_run_for_job(
+        job, status=dg.DagsterRunStatus.STARTED, asset_selection=frozenset(portions.keys)
+    )
+    assert tick() == []
+    assert tick.reason == "portions: a run is at it"
+    project.instance.report_run_canceled(run)
+    assert len(tick()) == 1
+
+
+def test_a_run_that_failed_or_did_nothing_ends_the_chain(project: Project) -> None:
+    tick = Ticks(project, build_rest_sensor(portions), portions)
+    left_over(project, 20)
+    assert len(tick()) == 1
+    left_over(project, 20, fail="yes")
+    assert tick() == []
+    left_over(project, 20, embedded=0)
+    assert tick() == []
+    assert "embedded none of them" in (tick.reason or "")
+
+
+def test_the_history_of_an_asset_is_not_read_again(project: Project) -> None:
+    tick = Ticks(project, build_rest_sensor(portions), portions)
+    for _ in range(3):
+        left_over(project, 0)
+    tick()
+    seen = json.loads(tick.cursor or "")["portions"]
+    newest = project.instance.fetch_materializations(dg.AssetKey("portions"), limit=1).records[0]
+    assert seen == newest.storage_id
+    project.instance.delete_run(newest.run_id)  # what lies before the cursor may go
+    assert tick() == []
+    assert json.loads(tick.cursor or "")["portions"] == seen
+
+
+def test_tags_name_the_trigger() -> None:
+    assert fletcher_run_tags("schedule") == {"fletcher/trigger": "schedule"}
+    assert fletcher_run_tags("ours", priority=0) == {"fletcher/trigger": "ours", "dagster/priority": "0"}
