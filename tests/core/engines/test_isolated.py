@@ -139,7 +139,7 @@ def test_a_stop_is_heard_while_the_worker_hangs(broken: Any) -> None:
     engine.supervision = replace(engine.supervision, hang_floor=0.5)  # what the worker gets to end the stream
     with pytest.raises(RunCancelled):
         list(engine.run(iter(batches(30)), Stop(cancelled)))
-    assert time.monotonic() - started < 5.0
+    assert time.monotonic() - started < 25.0  # and not hang_floor's 30
     assert not engine.is_alive  # it did not end the stream, and was ended
 
 

@@ -86,14 +86,14 @@ def test_the_end_of_a_run_waits_for_a_black_hole_no_longer_than_for_one_call_and
         started = time.monotonic()
         with Sender(collection.generation, client) as sender:
             report = sender.drain()
-        assert 0.5 < time.monotonic() - started < 2.0
+        assert 0.5 < time.monotonic() - started < 8.0  # and not the 10 s of patience
         assert (report.circuit, report.rows["pending"]) == ("open", 1)
         assert "no answer before the deadline" in report.unavailable
         started = time.monotonic()
         for _ in range(5):  # runs of other partitions of the same process
             with Sender(collection.generation, client) as sender:
                 assert "no answer before the deadline" in sender.drain().unavailable
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < 2.5  # and not 5 calls of 0.6 s
 
 
 def test_a_frozen_server_holds_up_neither_the_end_of_a_run_nor_close(
@@ -112,7 +112,7 @@ def test_a_frozen_server_holds_up_neither_the_end_of_a_run_nor_close(
         started = time.monotonic()
         report = sender.drain(0.5)
         sender.close()
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 10  # and not the 20 s of a put
         assert report.circuit != "closed"
         assert report.rows["pending"] + report.rows["sending"] == 10
 

@@ -129,11 +129,16 @@ def test_a_lone_request_waits_for_company_and_no_longer(embedder: Embedder, engi
             future.result(10)
         assert time.monotonic() - began >= 0.29
         assert len(engine.batches) == 1
-        # A full batch has no need of company.
-        engine.batches.clear()
-        began = time.monotonic()
-        batcher.submit(["word " * 300] * 4).result(10)
-        assert time.monotonic() - began < 0.25
+    finally:
+        batcher.close(5)
+
+
+def test_a_full_batch_has_no_need_of_company(embedder: Embedder) -> None:
+    settings = BatcherSettings()
+    object.__setattr__(settings, "window_seconds", 60.0)  # more than may be set: no machine is so slow
+    batcher = Batcher(embedder, settings)
+    try:
+        batcher.submit(["word " * 300] * 4).result(20)
     finally:
         batcher.close(5)
 
@@ -142,10 +147,8 @@ def test_a_large_request_does_not_hold_up_a_small_one(batcher: Batcher, engine: 
     engine.seconds = 0.01
     large = batcher.submit([f"text {number} of a large request" for number in range(2000)])
     time.sleep(0.05)
-    began = time.monotonic()
     assert batcher.submit(["a small one"]).result(10).sound.all()
     assert not large.done()
-    assert time.monotonic() - began < 1.5
     engine.seconds = 0.0
     assert len(large.result(30).vectors) == 2000
 

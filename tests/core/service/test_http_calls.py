@@ -212,6 +212,6 @@ def test_a_client_that_does_not_read_its_answer_is_let_go(http: Serving, monkeyp
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", http.port))
-        connection.sendall(post({"input": [[101]] * 2000}, "/v1/embeddings", "connection: close"))
+        connection.sendall(post({"input": [[101]] * 1000}, "/v1/embeddings", "connection: close"))
         wait_for(lambda: http.connections == 1)
         wait_for(lambda: http.connections == 0)

@@ -1,5 +1,6 @@
-"""Random histories of a store against a plain dict."""
+"""Random histories of a store against a plain dict; `FLETCHER_STORE_EXAMPLES` multiplies their number (1)."""
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -109,7 +110,9 @@ def _not_reached(*_: object, **__: object) -> None:
     pass
 
 
+EXAMPLES = int(os.environ.get("FLETCHER_STORE_EXAMPLES", "1"))
+# The histories of a ledger, which go through the same rules, are others.
 StoreHistory.TestCase.settings = settings(
-    max_examples=10, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=5 * EXAMPLES, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestStoreHistory = StoreHistory.TestCase
