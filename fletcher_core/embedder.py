@@ -17,7 +17,7 @@ import pyarrow as pa
 from fletcher_core.batching import WINDOW
 from fletcher_core.cache import TextKeys, VectorCache
 from fletcher_core.embed_call import EmbedCall, KeyedCache, Vectors
-from fletcher_core.engines import Engine, EngineChoice, EngineSpec, Isolation, Precision, second_opinion, start_engine
+from fletcher_core.engines import Engine, EngineSpec, second_opinion, start_engine
 from fletcher_core.engines.bisection import Computed, run_around_failures
 from fletcher_core.engines.failover import EngineHealth, FailoverEngine
 from fletcher_core.engines.isolated import IsolatedEngine
@@ -26,6 +26,7 @@ from fletcher_core.guard import Guard, sound_vectors
 from fletcher_core.models import ModelCard, ModelPackage, resolve_model
 from fletcher_core.models.fingerprint import fingerprint
 from fletcher_core.prefetch import prefetch
+from fletcher_core.setting_values import EngineChoice, Isolation, LongText, Precision, check_whole
 from fletcher_core.stop import NEVER, Stop
 from fletcher_core.telemetry.busy_seconds import EngineWork
 from fletcher_core.telemetry.metrics import DEVICE_BUSY
@@ -34,8 +35,7 @@ from fletcher_core.telemetry.stages import Busy, observed, unwatched
 from fletcher_core.telemetry.tracing import finished_span
 from fletcher_core.text_window import EmbeddedTexts, TextWindow
 from fletcher_core.tokenizers import TextEncoder, load_tokenizer
-from fletcher_core.tokenizers.encode import LongText
-from fletcher_core.tokenizers.request import Column, as_column, check_prompt, check_seconds, check_whole
+from fletcher_core.tokenizers.request import Column, as_column, check_prompt, check_seconds
 from fletcher_core.tokenizers.tokenizer import Texts
 from fletcher_core.tokens import Int64, TokenBatch
 

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fletcher_core.errors import ConfigError
-from fletcher_core.store.schema import VectorType
+from fletcher_core.setting_values import OnDuplicate, OnEmpty, VectorType, check_at_least
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,8 @@ class MaterializeSettings:
     """
 
     vector_type: VectorType = "float32"
-    on_empty: Literal["skip", "error"] = "skip"
-    on_duplicate: Literal["quarantine", "error"] = "quarantine"
+    on_empty: OnEmpty = "skip"
+    on_duplicate: OnDuplicate = "quarantine"
     on_missing: Literal["delete", "keep"] = "delete"
     segment_rows: int = 8192
     commit_seconds: float = 10.0
@@ -55,5 +54,4 @@ class MaterializeSettings:
         if self.max_rows is not None:
             at_least["max_rows"] = 1
         for name, least in at_least.items():
-            if not getattr(self, name) >= least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+            check_at_least(name, getattr(self, name), least)

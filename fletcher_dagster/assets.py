@@ -15,8 +15,8 @@ import dagster as dg
 
 from fletcher_core.errors import ConfigError
 from fletcher_core.models.description import ModelDescription, describe_model
+from fletcher_core.setting_values import VectorType
 from fletcher_core.sources import Source
-from fletcher_core.store.schema import VectorType
 from fletcher_dagster.check_settings import FletcherChecks
 from fletcher_dagster.checks import check_specs
 from fletcher_dagster.columns import declared_schema

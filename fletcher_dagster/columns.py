@@ -8,8 +8,9 @@ from collections.abc import Collection
 import dagster as dg
 import pyarrow as pa
 
+from fletcher_core.setting_values import VectorType
 from fletcher_core.sources import DuckDBTable, Source
-from fletcher_core.store.schema import VectorType, segment_schema
+from fletcher_core.store.schema import segment_schema
 
 _NOTES = {
     "id": "The row's id in the source.",

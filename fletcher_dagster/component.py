@@ -33,12 +33,26 @@ from fletcher_dagster.yaml_models import (
 class EmbeddingsSpecModel(dg.Resolvable):
     """One entry of `embeddings`: a source and how its asset is partitioned, run and named."""
 
-    source: Annotated[Source, dg.Resolver(resolve_source, model_field_type=DuckDBTableModel | ParquetTableModel)]
+    source: Annotated[
+        Source,
+        dg.Resolver(
+            resolve_source,
+            model_field_type=DuckDBTableModel | ParquetTableModel,
+            description="What is embedded: a DuckDB table or query, or Parquet files.",
+        ),
+    ]
     partitions_def: Annotated[
         dg.PartitionsDefinition[str] | None,
-        dg.Resolver(resolve_partitions, model_field_type=PartitionsModel | None),
+        dg.Resolver(
+            resolve_partitions,
+            model_field_type=PartitionsModel | None,
+            description="How the rows are divided, by the source's partition_column.",
+        ),
     ] = None
-    op: OpSpec | None = None
+    op: Annotated[
+        OpSpec | None,
+        dg.Resolver.default(description="What runs the asset: its name, tags, description, pool and backfill_policy."),
+    ] = None
     translation: (
         Annotated[
             TranslationFn[FletcherTranslatorData],
@@ -57,8 +71,17 @@ class FletcherEmbeddingsComponent(dg.Component, dg.Resolvable):
     fletcher_dagster.FletcherEmbeddingsComponent <path>`.
     """
 
-    fletcher: Annotated[FletcherResource, dg.Resolver(resolve_fletcher, model_field_type=FletcherModel)]
-    embeddings: Sequence[EmbeddingsSpecModel]
+    fletcher: Annotated[
+        FletcherResource,
+        dg.Resolver(
+            resolve_fletcher,
+            model_field_type=FletcherModel,
+            description="The model that embeds, and where the vectors go.",
+        ),
+    ]
+    embeddings: Annotated[
+        Sequence[EmbeddingsSpecModel], dg.Resolver.default(description="One asset an entry: its source and the rest.")
+    ]
 
     def get_asset_spec(self, data: FletcherTranslatorData) -> dg.AssetSpec:
         """The spec of one source's asset, before the entry's `translation`. Override to name assets in
@@ -79,7 +102,11 @@ class FletcherEmbeddingsComponent(dg.Component, dg.Resolvable):
         # Ops of one code location need names of their own, also where two entries read the same table.
         name = op.name or re.sub(r"\W", "_", f"{entry.source.name}_embeddings_{number}")
 
-        @fletcher_assets(
+        def embeddings(context: dg.AssetExecutionContext) -> Iterator[Any]:
+            yield from self.execute(context, self.fletcher)
+
+        embeddings.__doc__ = op.description  # Dagster describes an op so
+        return fletcher_assets(
             sources=[entry.source],
             name=name,
             op_tags=op.tags,
@@ -88,11 +115,7 @@ class FletcherEmbeddingsComponent(dg.Component, dg.Resolvable):
             partitions_def=entry.partitions_def,
             translator=_EntryTranslator(self, entry),
             resource=self.fletcher,
-        )
-        def embeddings(context: dg.AssetExecutionContext) -> Iterator[Any]:
-            yield from self.execute(context, self.fletcher)
-
-        return embeddings
+        )(embeddings)
 
 
 class _EntryTranslator(FletcherTranslator):

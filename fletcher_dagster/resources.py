@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-from pydantic import Field, field_validator
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from fletcher_core.errors import ConfigError, StoreError
 from fletcher_dagster.declaration import collection_name
+from fletcher_dagster.setting_checks import CREDENTIALS, check_delivery, check_embedding, known_now
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,10 +43,6 @@ _EMBEDDER_SETTINGS = (
 )
 _PIPELINE_SETTINGS = ("vector_type", "on_empty", "on_duplicate", "memory_limit", "commit_seconds", "min_free_bytes")
 _CLIENT_SETTINGS = ("call_timeout", "put_timeout", "read_timeout", "transport", "compression")
-_CREDENTIALS = (
-    *("tls_ca", "tls_certificate", "tls_key", "tls_server_name"),
-    *("token", "token_file", "token_env", "token_header", "allow_plaintext_token"),
-)
 _LOADING = threading.Lock()
 
 
@@ -55,6 +52,11 @@ class LongbowResource(dg.ConfigurableResource[Any]):
     With no address it is the embedded Longbow-compatible server: on this machine's loopback, with its data beside
     the vector stores, started when it is first needed, with a token of its own that only this user can read. That is
     meant for development and tests. TLS and token settings are for a server that is addressed.
+
+    Raises:
+        ConfigError: a setting cannot work: an address is no host:port; a meta address, TLS or token settings without a
+            data address; an unknown transport or compression; a timeout that is not above 0. Settings given as `EnvVar`
+            are looked at in the run.
     """
 
     enabled: bool = Field(default=True, description="False keeps the vectors in the local store only.")
@@ -89,34 +91,27 @@ class LongbowResource(dg.ConfigurableResource[Any]):
         description="Seconds that a run waits at its end until its rows are searchable; the rest goes next time.",
     )
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _can_work(cls, given: Any, validated: ModelWrapValidatorHandler[LongbowResource]) -> LongbowResource:
+        resource = validated(given)
+        check_delivery(*_values_and_defaults(resource, given))
+        return resource
+
     def client(self, embedded_folder: Path) -> LongbowClient:
         """A connection, to the embedded server on `embedded_folder` when no address is set.
 
         Raises:
-            ConfigError: an address is no host:port; a meta address, TLS or token settings without a data address; an
-                unknown transport or compression; TLS files or a token that cannot be read or do not fit the address.
+            ConfigError: TLS files or a token that cannot be read.
             LongbowUnavailable: the embedded server does not start.
         """
         from fletcher_core.longbow.client import LongbowClient, LongbowSettings
         from fletcher_core.longbow.credentials import Credentials
         from fletcher_core.longbow.embedded import embedded_credentials, ensure_embedded
-        from fletcher_core.longbow.transport import check_settings
 
-        if self.meta_address and not self.data_address:
-            raise ConfigError(
-                f"Longbow meta_address is {self.meta_address!r} but data_address is empty: set both, or neither for "
-                "the embedded server"
-            )
-        given = [name for name in _CREDENTIALS if getattr(self, name) != type(self).model_fields[name].default]
-        if given and not self.data_address:
-            raise ConfigError(
-                f"Longbow {', '.join(given)}: set, but data_address is empty: set it, too, or leave these out for the "
-                "embedded server, which has a token of its own"
-            )
-        check_settings(self.transport, self.compression)  # before a server is started for it
         data, meta = self.data_address, self.meta_address
         if data:
-            credentials = Credentials(**{name: getattr(self, name) for name in _CREDENTIALS})
+            credentials = Credentials(**{name: getattr(self, name) for name in CREDENTIALS})
         else:
             address = ensure_embedded(embedded_folder, private=True)
             data, meta = address.data, address.meta
@@ -129,6 +124,10 @@ class FletcherResource(dg.ConfigurableResource[Any]):
     """Embeds the sources of `@fletcher_assets` and keeps their vectors.
 
     Every asset has its own vector store, a folder under `store_path` named after the asset's key.
+
+    Raises:
+        ConfigError: a setting has a value that cannot work. Settings given as `EnvVar` are looked at in the run, as is
+            what depends on the model.
     """
 
     store_path: str = Field(description="Folder under which every asset gets its vector store.")
@@ -186,14 +185,12 @@ class FletcherResource(dg.ConfigurableResource[Any]):
         description="A run embeds at most so many rows and leaves the rest to the next (build_rest_sensor); None: all.",
     )
 
-    @field_validator("dashboard_url", mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _check_dashboard(cls, url: object) -> object:
-        # Before pydantic makes a plain str of an EnvVar, which has the variable's name: what it gives is checked in
-        # the run.
-        if type(url) is str and url and not url.startswith(("http://", "https://")):
-            raise ConfigError(f"dashboard_url is {url!r}: give an address that begins with http:// or https://")
-        return url
+    def _can_work(cls, given: Any, validated: ModelWrapValidatorHandler[FletcherResource]) -> FletcherResource:
+        resource = validated(given)
+        check_embedding(*_values_and_defaults(resource, given))
+        return resource
 
     def run(self, context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
         """Bring the selected assets of `context` up to date and yield their results and check results.
@@ -302,8 +299,7 @@ class FletcherResource(dg.ConfigurableResource[Any]):
     def known_settings(self) -> dict[str, Any]:
         """What an asset's definition says of this resource, without what an `EnvVar` gives at run time."""
         settings = {name: getattr(self, name) for name in ("store_path", "engine", "dashboard_url", *VECTOR_SETTINGS)}
-        # Dagster's EnvVar classes are subclasses of str and int that must not be read before the run.
-        return {name: value for name, value in settings.items() if type(value) in (str, int, bool, type(None))}
+        return {name: value for name, value in settings.items() if known_now(value)}
 
 
 @functools.lru_cache(maxsize=2)
@@ -314,6 +310,15 @@ def _embedder(settings: tuple[tuple[str, Any], ...]) -> Embedder:
     chosen = dict(settings)
     cache_bytes = chosen.pop("cache_bytes")
     return Embedder.load(**chosen, cache=VectorCache(cache_bytes) if cache_bytes else None)
+
+
+def _values_and_defaults(resource: dg.ConfigurableResource[Any], given: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of each field; where an `EnvVar` was given, that: pydantic makes a plain str of it, and Dagster puts it back only
+    when the validation is over."""
+    fields = type(resource).model_fields
+    late = {name: value for name, value in given.items() if not known_now(value)} if isinstance(given, dict) else {}
+    values = {name: getattr(resource, name) for name in fields}
+    return {**values, **late}, {name: field.default for name, field in fields.items()}
 
 
 def _key(asset_key: dg.AssetKey | str) -> dg.AssetKey:

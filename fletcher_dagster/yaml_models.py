@@ -1,11 +1,11 @@
 """The YAML shapes of the component and how each becomes its Python value.
 
-A field that is left out is not passed on, so that defaults stand in one place, the Python class. Fields that
-are not text accept a string too: a template such as `{{ env.MAX_LENGTH }}`.
+The settings of the resources are derived from the resources, so that a new one needs one place. A field that is left
+out is not passed on; one that is no text may be a template instead, such as `{{ env.MAX_LENGTH }}`.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import dagster as dg
 from dagster.components.resolved.core_models import (
@@ -16,92 +16,81 @@ from dagster.components.resolved.core_models import (
     WeeklyPartitionsDefinitionModel,
     resolve_partitions_def,
 )
+from pydantic import Field, StringConstraints, create_model
 
 from fletcher_core.errors import ConfigError
 from fletcher_core.sources import DuckDBTable, ParquetTable, Source
 from fletcher_dagster.partitions import hash_partitions
 from fletcher_dagster.resources import FletcherResource, LongbowResource
+from fletcher_dagster.setting_checks import CHOICES
+
+Template = Annotated[str, StringConstraints(pattern=r"\{\{.*\}\}")]
+"""What stands for a value that is no text: `{{ env.MAX_LENGTH }}`."""
+
+
+def _settings_model(resource: type[dg.ConfigurableResource[Any]], **nested: Any) -> type[dg.Model]:
+    """The YAML shape of a resource: its fields, with their descriptions and defaults; `nested` gives the shapes of
+    fields that are resources themselves."""
+    fields = {
+        name: (
+            nested.get(name) or _yaml_type(name, field.annotation),
+            Field(description=field.description)
+            if field.is_required()
+            else Field(field.default, description=field.description),
+        )
+        for name, field in resource.model_fields.items()
+    }
+    model: type[dg.Model] = create_model(  # type: ignore[call-overload]
+        f"{resource.__name__}Model", __base__=dg.Model, __doc__=f"See `{resource.__name__}`.", **fields
+    )
+    return model
+
+
+def _yaml_type(name: str, annotation: Any) -> Any:
+    """As the field is annotated, and a template; of words, only those that exist."""
+    if name in CHOICES:
+        return CHOICES[name] | (Template | None if type(None) in get_args(annotation) else Template)
+    return annotation if str in (annotation, *get_args(annotation)) else annotation | Template
+
+
+LongbowModel = _settings_model(LongbowResource)
+FletcherModel = _settings_model(FletcherResource, longbow=LongbowModel | None)
 
 
 class _SourceModel(dg.Model):
-    id_column: str | None = None
-    text_columns: str | list[str] | None = None
-    template: str | None = None
-    metadata_columns: str | list[str] | None = None
-    partition_column: str | dict[str, str] | None = None
-    name: str | None = None
+    id_column: str = Field(DuckDBTable.id_column, description="The column that identifies a row.")
+    text_columns: str | list[str] = Field(
+        list(DuckDBTable.text_columns), description="What is embedded: a column or several."
+    )
+    template: str | None = Field(
+        None, description="How several columns become one text: '{title}: {body}'; else by an empty line between."
+    )
+    metadata_columns: str | list[str] = Field([], description="Stored and delivered beside the vector.")
+    partition_column: str | dict[str, str] | None = Field(
+        None, description="The column that partitions_def divides the rows by; for type multi one a dimension."
+    )
+    name: str | None = Field(None, description="What the asset is named after; else the table or the path.")
 
 
 class DuckDBTableModel(_SourceModel):
     """A table or a query of a DuckDB file; see `DuckDBTable`."""
 
-    type: Literal["duckdb"]
-    database: str
-    table: str | None = None
-    query: str | None = None
-    lock_timeout: float | str | None = None
+    type: Literal["duckdb"] = Field(description="A table or a query of a DuckDB file.")
+    database: str = Field(description="The DuckDB file; a relative path is taken from the project's root.")
+    table: str | None = Field(None, description="The table or view to embed; or give a query.")
+    query: str | None = Field(None, description="A SELECT in place of a table; needs a name.")
+    lock_timeout: float | Template = Field(
+        DuckDBTable.lock_timeout, description="Seconds to wait for a writer that holds it."
+    )
 
 
 class ParquetTableModel(_SourceModel):
     """Parquet files: a path, a glob or a list of them; see `ParquetTable`."""
 
-    type: Literal["parquet"]
-    files: str | list[str]
-    query: str | None = None
-    file_column: str | None = None
-
-
-class LongbowModel(dg.Model):
-    """Where vectors are delivered to; see `LongbowResource`."""
-
-    enabled: bool | str | None = None
-    data_address: str | None = None
-    meta_address: str | None = None
-    call_timeout: float | str | None = None
-    put_timeout: float | str | None = None
-    read_timeout: float | str | None = None
-    tls_ca: str | None = None
-    tls_certificate: str | None = None
-    tls_key: str | None = None
-    tls_server_name: str | None = None
-    token: str | None = None
-    token_file: str | None = None
-    token_env: str | None = None
-    token_header: str | None = None
-    allow_plaintext_token: bool | str | None = None
-    transport: str | None = None
-    compression: str | None = None
-    delivery_timeout: float | str | None = None
-
-
-class FletcherModel(dg.Model):
-    """What embeds and where the vectors go; see `FletcherResource`."""
-
-    store_path: str
-    model: str | None = None
-    engine: str | None = None
-    precision: str | None = None
-    batch_invariant: bool | str | None = None
-    isolation: str | None = None
-    quarantine_limit: float | str | None = None
-    max_length: int | str | None = None
-    dimension: int | str | None = None
-    normalize: bool | str | None = None
-    prompt: str | None = None
-    query_prompt: str | None = None
-    long_text: str | None = None
-    chunk_overlap: int | str | None = None
-    threads: int | str | None = None
-    cache_bytes: int | str | None = None
-    vector_type: str | None = None
-    on_empty: str | None = None
-    on_duplicate: str | None = None
-    memory_limit: str | None = None
-    commit_seconds: float | str | None = None
-    min_free_bytes: int | str | None = None
-    metrics: str | None = None
-    longbow: LongbowModel | None = None
-    dashboard_url: str | None = None
+    type: Literal["parquet"] = Field(description="Parquet files.")
+    files: str | list[str] = Field(description="A path, a glob such as 'posts/*.parquet', or a list of them.")
+    query: str | None = Field(None, description="A SELECT over the files, which it calls `files`.")
+    file_column: str | None = Field(None, description="A column that is made of each file's name, to partition by.")
 
 
 class DynamicPartitionsDefinitionModel(dg.Model):
@@ -148,7 +137,7 @@ def resolve_source(context: dg.ResolutionContext, model: DuckDBTableModel | Parq
     return ParquetTable(**{**settings, "files": [_from_root(context, path) for path in paths]})
 
 
-def resolve_fletcher(context: dg.ResolutionContext, model: FletcherModel) -> FletcherResource:
+def resolve_fletcher(context: dg.ResolutionContext, model: dg.Model) -> FletcherResource:
     settings = _settings(context, model)
     longbow = settings.pop("longbow", None)
     return FletcherResource(

@@ -1,9 +1,10 @@
 """Devices that turn token batches into vectors."""
 
-from fletcher_core.engines.choose import EngineChoice, load_engine
-from fletcher_core.engines.engine import Engine, Precision
+from fletcher_core.engines.choose import load_engine
+from fletcher_core.engines.engine import Engine
 from fletcher_core.engines.spec import EngineSpec
-from fletcher_core.engines.start import Isolation, second_opinion, start_engine
+from fletcher_core.engines.start import second_opinion, start_engine
+from fletcher_core.setting_values import EngineChoice, Isolation, Precision
 
 __all__ = [
     "Engine",

@@ -2,17 +2,16 @@
 
 import logging
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Any
 
 from fletcher_core.engines.engine import Engine
 from fletcher_core.engines.priority import at_niceness
 from fletcher_core.errors import ConfigError, EngineError
 from fletcher_core.models import ModelPackage, Weights
 from fletcher_core.models.architecture import Architecture
+from fletcher_core.setting_values import EngineChoice, check_engine
 
 _LOG = logging.getLogger(__name__)
-
-EngineChoice = Literal["auto", "mlx", "cpu", "native", "openvino"]
 
 
 def has_gpu() -> bool:
@@ -62,14 +61,8 @@ def load_engine(
         ConfigError: there is no such engine, no GPU for "mlx", or the engine does not have the precision.
         EngineError: the device cannot run the model.
     """
-    if choice not in get_args(EngineChoice):
-        raise ConfigError(f"engine is {choice!r}; choose one of {', '.join(get_args(EngineChoice))}")
+    check_engine(choice, settings.get("precision", "auto"))
     int8 = settings.get("precision") == "int8"
-    if int8 and choice in ("mlx", "native"):
-        raise ConfigError(
-            f"precision is 'int8' and engine is {choice!r}: only OpenVINO has it, on the CPU; use engine='openvino' or "
-            "'auto'"
-        )
     if choice == "mlx" and not has_gpu():
         raise ConfigError(
             "engine is 'mlx' and MLX finds no GPU here: on NVIDIA install fletcher[cuda], on Apple Silicon use a "
@@ -103,6 +96,4 @@ def _native_is_faster(architecture: Architecture, precision: str) -> bool:
 def _native(package: ModelPackage, weights: Weights, *, precision: str = "auto", **settings: Any) -> Engine:
     from fletcher_core.engines.native.engine import NativeEngine
 
-    if precision not in ("auto", "bf16"):
-        raise ConfigError(f"precision is {precision!r} and the native engine computes in bf16: use engine='openvino'")
     return NativeEngine(package, weights, **settings)

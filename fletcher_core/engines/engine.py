@@ -1,7 +1,7 @@
 """The contract between the pipeline and a device: packed token batches in, pooled vectors out, in the same order."""
 
 from collections.abc import Iterable, Iterator
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -9,9 +9,6 @@ import numpy.typing as npt
 from fletcher_core.batching import Batching
 from fletcher_core.stop import NEVER, Stop
 from fletcher_core.tokens import TokenBatch
-
-# "int8" is never chosen by itself: its vectors are others than those of the floats, which agree to some 0.9999.
-Precision = Literal["auto", "bf16", "fp16", "fp32", "int8"]
 
 
 class Engine(Protocol):

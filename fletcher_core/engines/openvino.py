@@ -7,7 +7,6 @@ same to the last bit in whatever batch it runs, in int8 too. `tests/core/engines
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +17,12 @@ import openvino.properties.hint as hints
 from fletcher_core.batching import Batching
 from fletcher_core.engines import signal_stack
 from fletcher_core.engines.cores import available_cores
-from fletcher_core.engines.engine import Precision
 from fletcher_core.engines.openvino_graph import encoder_graph
 from fletcher_core.engines.openvino_int8 import group_size
 from fletcher_core.engines.resident import resident_memory
 from fletcher_core.errors import ConfigError, EngineError
 from fletcher_core.models import ModelPackage, Weights
+from fletcher_core.setting_values import Precision, check_choice
 from fletcher_core.stop import NEVER, Stop
 from fletcher_core.telemetry.layers import Sampling, layer_names, observe_layers
 from fletcher_core.tokens import TokenBatch
@@ -158,8 +157,7 @@ def pad(batch: TokenBatch, multiple: int) -> tuple[npt.NDArray[np.int32], npt.ND
 
 
 def _choose_precision(wanted: Precision, core: ov.Core) -> str:
-    if wanted not in get_args(Precision):
-        raise ConfigError(f"precision is {wanted!r}; choose one of {', '.join(get_args(Precision))}")
+    check_choice("precision", wanted, Precision)
     if wanted == "fp16":
         raise ConfigError(
             "precision is 'fp16' and the CPU engine computes in bf16, fp32 or int8: use 'auto' or one of these"

@@ -3,13 +3,10 @@
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from fletcher_core.engines.engine import Engine, Precision
+from fletcher_core.engines.engine import Engine
 from fletcher_core.models import ModelPackage, load_weights
-
-if TYPE_CHECKING:
-    from fletcher_core.engines.choose import EngineChoice
+from fletcher_core.setting_values import EngineChoice, Precision
 
 _LOADER = "fletcher_core.engines.choose:load_engine"
 
@@ -29,7 +26,7 @@ class EngineSpec:
 
     folder: str
     name: str
-    choice: "EngineChoice"
+    choice: EngineChoice
     precision: Precision
     normalize: bool
     dimension: int

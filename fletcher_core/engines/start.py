@@ -7,18 +7,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from fletcher_core.engines.device_memory import watched
 from fletcher_core.engines.engine import Engine
 from fletcher_core.engines.failover import FailoverEngine
 from fletcher_core.engines.isolated import IsolatedEngine
 from fletcher_core.engines.spec import EngineSpec
-from fletcher_core.errors import ConfigError, EngineError
+from fletcher_core.errors import EngineError
+from fletcher_core.setting_values import Isolation, check_choice
 
 _LOG = logging.getLogger(__name__)
-
-Isolation = Literal["auto", "process", "none"]
 
 # NVIDIA's driver on Linux, and under Windows' subsystem for it. Asking MLX would open the device in this process.
 _GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
@@ -36,8 +35,7 @@ def start_engine(spec: EngineSpec, isolation: Isolation = "auto") -> Engine:
         ConfigError: unknown isolation; otherwise as `EngineSpec.load`.
         EngineError: the engine failed, or its process was lost, and "auto" was not free to take a CPU engine instead.
     """
-    if isolation not in get_args(Isolation):
-        raise ConfigError(f"isolation is {isolation!r}; choose one of {', '.join(get_args(Isolation))}")
+    check_choice("isolation", isolation, Isolation)
     return watched(_started(spec, isolation))
 
 

@@ -25,11 +25,10 @@ from fletcher_core.longbow.flight_spans import flight_span, trace_headers
 from fletcher_core.longbow.handshake import explain_refusals
 from fletcher_core.longbow.transport import (
     SEARCHED_BY_EVERY_SERVER,
-    Compression,
-    Transport,
     check_settings,
     write_options,
 )
+from fletcher_core.setting_values import Compression, Transport
 from fletcher_core.telemetry.metrics import LONGBOW_BYTES
 
 FLUSH_ROWS = 50_000

@@ -4,15 +4,13 @@ In: the store's vectors, the two settings, a server's word on itself. Out: the w
 or a refusal before anything is sent that the server could not search.
 """
 
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
 
 from fletcher_core.errors import ConfigError, LongbowRejected
-
-Transport = Literal["fp32", "fp16"]
-Compression = Literal["lz4", "zstd"]
+from fletcher_core.setting_values import Compression, Transport
 
 ELEMENTS: dict[Transport, pa.DataType] = {"fp32": pa.float32(), "fp16": pa.float16()}
 SEARCHED_BY_EVERY_SERVER = ("float32",)

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fletcher_core.longbow.transport import ELEMENTS, Transport, wire_vectors
+from fletcher_core.longbow.transport import ELEMENTS, wire_vectors
+from fletcher_core.setting_values import Transport
 from fletcher_core.store.schema import ROW_FIELDS, STORE_FIELDS, UPSERT
 
 BLOCK_ROWS = 4096

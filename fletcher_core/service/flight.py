@@ -30,9 +30,9 @@ from fletcher_core.service.gateway import Gateway, PutRequest
 from fletcher_core.service.read_ahead import ReadAhead, ReadLimits
 from fletcher_core.service.running_calls import RunningCalls
 from fletcher_core.service.text_batch import TextRequest
+from fletcher_core.setting_values import check_whole
 from fletcher_core.telemetry.metrics import PANICS, REJECTED, REQUEST_SECONDS
 from fletcher_core.telemetry.tracing import TRACER, context_from
-from fletcher_core.tokenizers.request import check_whole
 
 _LOG = logging.getLogger(__name__)
 _ACTIONS = {

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from fletcher_core.errors import StoreError, StoreLockedError
 from fletcher_core.models.card import ModelCard
+from fletcher_core.setting_values import VectorType
 from fletcher_core.sql import connect, first_line, identifier, literals
 from fletcher_core.store.compaction import CompactionReport, compact_partition, newest_small_files
 from fletcher_core.store.durable import committed
@@ -27,7 +28,7 @@ from fletcher_core.store.manifest import Manifest
 from fletcher_core.store.recent import RecentSegments
 from fletcher_core.store.recovery import collect_garbage, needs_recovery, recover
 from fletcher_core.store.rows import checked_rows, segment_table
-from fletcher_core.store.schema import DELETE, VectorType, check_text_name, folder_name
+from fletcher_core.store.schema import DELETE, check_text_name, folder_name
 from fletcher_core.store.segments import (
     Footer,
     Segment,

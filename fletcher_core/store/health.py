@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fletcher_core.errors import StoreError
+from fletcher_core.setting_values import VectorType
 from fletcher_core.sql import connect, literals
 from fletcher_core.store.generation import Generation
-from fletcher_core.store.schema import UPSERT, VectorType
+from fletcher_core.store.schema import UPSERT
 from fletcher_core.store.workspace import workspace
 
 EXAMPLES = 5

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 
 from fletcher_core.errors import ConfigError, StoreError
 from fletcher_core.models.card import ModelCard
+from fletcher_core.setting_values import VectorType
 from fletcher_core.store.durable import committed
 from fletcher_core.store.schema import (
-    VectorType,
     check_metadata_names,
     new_generation_name,
     segment_schema,

@@ -7,15 +7,13 @@ columns, and the vector last.
 import hashlib
 import re
 from pathlib import PurePath
-from typing import Literal
 from uuid import uuid4
 
 import pyarrow as pa
 
 from fletcher_core.errors import ConfigError
 from fletcher_core.models.card import ModelCard
-
-VectorType = Literal["float32", "float16"]
+from fletcher_core.setting_values import VectorType
 
 UPSERT, DELETE = "upsert", "delete"
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from fletcher_core.errors import ConfigError, StoreError
 from fletcher_core.models.card import ModelCard
+from fletcher_core.setting_values import VectorType
 from fletcher_core.store import workspace
 from fletcher_core.store.durable import TEMPORARY_SUFFIX, UnwritableError, make_directory
 from fletcher_core.store.generation import Generation
@@ -22,7 +23,7 @@ from fletcher_core.store.locks import store_lock
 from fletcher_core.store.manifest import MANIFEST_FILE, Manifest
 from fletcher_core.store.quarantine import Quarantine
 from fletcher_core.store.recovery import rebuild
-from fletcher_core.store.schema import VectorType, check_text_name, folder_name
+from fletcher_core.store.schema import check_text_name, folder_name
 
 _log = logging.getLogger(__name__)
 

@@ -2,18 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from fletcher_core.errors import ConfigError
+from fletcher_core.setting_values import LongText, check_choice
 from fletcher_core.tokenizers.bisection import tokenize_around_failures
 from fletcher_core.tokenizers.request import Column, as_column
 from fletcher_core.tokenizers.tokenizer import InvalidText, Texts, TokenizedTexts, Tokenizer
 from fletcher_core.tokens import Int32, Int64, TokenBatch, cumulative
-
-LongText = Literal["truncate", "chunk", "error"]
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,7 @@ class TextEncoder:
         prompt: str = "",
         threads: int = 1,
     ):
-        if long_text not in get_args(LongText):
-            raise ConfigError(f"long_text is {long_text!r}; choose one of {', '.join(get_args(LongText))}")
+        check_choice("long_text", long_text, LongText)
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.long_text = long_text

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 from fletcher_core.errors import ConfigError, InputError
+from fletcher_core.setting_values import check_whole
 
 Column: TypeAlias = "list[str] | pa.Array | pa.ChunkedArray"
 
@@ -86,12 +87,6 @@ def check_seconds(setting: str, value: object) -> None:
     """ConfigError unless `value` is a number of seconds, 0 or more."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
         raise ConfigError(f"{setting} is {value!r}; it must be a number of seconds, 0 or more")
-
-
-def check_whole(name: str, value: object, least: int) -> None:
-    """Raises `ConfigError` unless `value` is an int of at least `least` that a machine's register holds."""
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
-        raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least {least}")
 
 
 def surrogate_reason(text: str) -> str:

@@ -22,7 +22,6 @@ from fletcher_kernels.selection import KERNEL_NAMES, OFF, KernelSet, switched_of
 
 from fletcher_core.admission import Admission
 from fletcher_core.batching import Batching
-from fletcher_core.engines.engine import Precision
 from fletcher_core.engines.mlx.batch import DeviceBatch, FilledBatch
 from fletcher_core.engines.mlx.device import MlxMemory, device_name, gpu_dialect
 from fletcher_core.engines.mlx.encoder import Encoder
@@ -31,6 +30,7 @@ from fletcher_core.engines.mlx.sizing import warm_up
 from fletcher_core.engines.mlx.transfer import Transfers, transfers
 from fletcher_core.errors import ConfigError, EngineError
 from fletcher_core.models import ModelPackage, Weights
+from fletcher_core.setting_values import Precision
 from fletcher_core.stop import NEVER, Stop
 from fletcher_core.telemetry.layers import Sampling
 from fletcher_core.token_budget import TokenBudget, round_up, token_buckets

@@ -17,11 +17,9 @@ from fletcher_core.cli import main
 from fletcher_core.commands import models as models_command
 from fletcher_core.commands import options
 from fletcher_core.commands.app import app
-from fletcher_core.engines.choose import EngineChoice
-from fletcher_core.engines.engine import Precision
 from fletcher_core.models.card import ModelCard
+from fletcher_core.setting_values import EngineChoice, LongText, Precision
 from fletcher_core.store import VectorStore
-from fletcher_core.tokenizers.encode import LongText
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = ROOT / "docs" / "command-line.md"
