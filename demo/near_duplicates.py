@@ -1,7 +1,7 @@
 """Pairs of rows whose vectors point almost the same way: texts that say the same thing twice.
 
-In come vectors, out come the pairs from a cosine upwards, and what Dagster shows of them. All rows are compared with all
-others, but only one block of the products is in memory at a time.
+In come vectors, out come the pairs from a cosine upwards, and what Dagster shows of them. All rows are compared with
+all others, but only one block of the products is in memory at a time.
 """
 
 import heapq

@@ -113,8 +113,10 @@ def duplicates_line(instance: dg.DagsterInstance) -> str:
     if record is None or record.asset_materialization is None:
         raise DemoFailed("near_duplicates was not materialized")
     metadata = record.asset_materialization.metadata
-    rows, pairs, equal = (int(metadata[key].value) for key in ("rows_compared", "pairs", "pairs_of_equal_texts"))  # type: ignore[arg-type]
-    return f"  near_duplicates: {pairs:,} pairs among {rows:,} docstrings at cosine {COSINE} or above, {equal:,} of equal texts"
+    rows, pairs, equal = (f"{metadata[key].value:,}" for key in ("rows_compared", "pairs", "pairs_of_equal_texts"))
+    return (
+        f"  near_duplicates: {pairs} pairs among {rows} docstrings at cosine {COSINE} or above, {equal} of equal texts"
+    )
 
 
 def longbow_address() -> str:

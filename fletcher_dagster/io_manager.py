@@ -19,6 +19,7 @@ from fletcher_dagster.failures import can_pass_by_itself
 from fletcher_dagster.loading import asset_reader
 
 COLUMNS_KEY = "columns"
+MODEL_KEY, GENERATION_KEY = b"fletcher_model", b"fletcher_generation"  # in the schema of `live_reader`
 
 
 class FletcherIOManager(dg.ConfigurableIOManager):
@@ -57,8 +58,9 @@ class FletcherIOManager(dg.ConfigurableIOManager):
             keys = list(context.asset_partition_keys) if context.has_asset_partitions else None
             columns = _columns(context.definition_metadata or {})
             reader = asset_reader(self.store_path, context.asset_key, keys, columns)
-            origin = {key.decode().replace("_", "/"): value.decode() for key, value in reader.schema.metadata.items()}
-            context.add_input_metadata(origin)
+            # In the log, not as input metadata: that is an observation of the upstream asset, of one partition at most.
+            model, generation = (reader.schema.metadata[key].decode() for key in (MODEL_KEY, GENERATION_KEY))
+            context.log.info(f"input {context.name}: vectors of {model} from {generation}")
             return form(reader)
         except FletcherError as error:
             raise _failure(error, f"input {context.name!r}: {error}") from None
