@@ -65,9 +65,9 @@ def counted(name: str, **labels: str) -> float:
 def test_vectors_are_those_of_the_embedder(
     minilm: Embedder, golden_texts: list[str], golden_vectors: np.ndarray
 ) -> None:
-    batcher = Batcher(minilm)
+    batcher = Batcher(minilm, BatcherSettings(request_timeout=600.0))  # on a busy machine these take a minute
     try:
-        result = batcher.submit(golden_texts).result(60)
+        result = batcher.submit(golden_texts).result(600)
     finally:
         batcher.close(10)
     assert result.sound.all()
