@@ -72,7 +72,7 @@ def _kinds(data: FletcherTranslatorData) -> set[str]:
 
 def _tags(data: FletcherTranslatorData) -> dict[str, str]:
     """The model without the owner or the folders before its name; no tag for a name that is none of Dagster's."""
-    name = re.sub(r"[^A-Za-z0-9_.-]", "_", PurePath(data.model or "").name)[:_TAG_VALUE_CHARACTERS].strip("_.-")
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", PurePath(data.model or "").name)[:_TAG_VALUE_CHARACTERS]
     return {"fletcher/model": name} if name else {}
 
 
