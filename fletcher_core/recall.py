@@ -90,7 +90,7 @@ def _are_equal(
     return all(
         stored[found].shape == vector.shape and float(np.linalg.norm(stored[found] - vector)) <= _SAME
         for found in hits.values()
-        if found is not None
+        if found in stored
     )
 
 

@@ -65,6 +65,12 @@ def make_nan(vectors: list[Any]) -> None:
     vectors[0][7] = float("nan")
 
 
+@pytest.fixture
+def local(project: Project) -> Project:
+    """The project without Longbow, for what it is not about."""
+    return with_resource(project, longbow=LongbowResource(enabled=False))
+
+
 # Settings
 
 
@@ -106,19 +112,19 @@ def test_a_setting_that_cannot_work_is_refused_by_name(setting: str, value: Any)
 # Vectors
 
 
-def test_each_fault_in_the_store_fails_its_own_check(project: Project) -> None:
-    assets = project.assets(project.docs(), checks=FletcherChecks(drift="off", unit_norm="error"))
-    project.run(assets)
-    assert all(evaluation.passed for evaluation in checks(project.run(assets, selection=ALL)).values())
+def test_each_fault_in_the_store_fails_its_own_check(local: Project) -> None:
+    assets = local.assets(local.docs(), checks=FletcherChecks(drift="off", unit_norm="error"))
+    local.run(assets)
+    assert all(evaluation.passed for evaluation in checks(local.run(assets, selection=ALL)).values())
 
     def spoil(vectors: list[Any]) -> None:
         make_nan(vectors)
         vectors[1] = [2 * element for element in vectors[1]]
         vectors[2] = vectors[2][:-1]
 
-    tamper(project, "vector", spoil)
-    tamper(project, "id", lambda ids: ids.__setitem__(4, "6"))
-    found = checks(project.run(assets, selection=ALL))
+    tamper(local, "vector", spoil)
+    tamper(local, "id", lambda ids: ids.__setitem__(4, "6"))
+    found = checks(local.run(assets, selection=ALL))
     assert set(found) == set(CHECKS) - {"drift"}
     examples = {name: plain(found[name].metadata).get("fletcher/examples") for name in found}
     faults = {"no_nan": ["1"], "unit_norm": ["2"], "dimension": ["3"], "duplicates": ["6"]}
@@ -131,51 +137,49 @@ def test_each_fault_in_the_store_fails_its_own_check(project: Project) -> None:
 
 
 @pytest.mark.parametrize(("level", "goes_on"), [("error", False), ("warn", True), ("off", True)])
-def test_an_error_holds_up_what_is_downstream_and_a_warning_does_not(
-    project: Project, level: Any, goes_on: bool
-) -> None:
+def test_an_error_holds_up_what_is_downstream_and_a_warning_does_not(local: Project, level: Any, goes_on: bool) -> None:
     @dg.asset(deps=[KEY])
     def report() -> None: ...
 
-    assets = project.assets(project.docs(), checks=replace(OFF, no_nan=level))
-    project.run(assets)
-    tamper(project, "vector", make_nan)
-    resources = {"fletcher": project.fletcher}
-    result = dg.materialize([assets, report], resources=resources, instance=project.instance, raise_on_error=False)
-    assert project.figures()["fletcher/rows_unchanged"] == 6
-    assert bool(project.materializations("report")) == goes_on
+    assets = local.assets(local.docs(), checks=replace(OFF, no_nan=level))
+    local.run(assets)
+    tamper(local, "vector", make_nan)
+    resources = {"fletcher": local.fletcher}
+    result = dg.materialize([assets, report], resources=resources, instance=local.instance, raise_on_error=False)
+    assert local.figures()["fletcher/rows_unchanged"] == 6
+    assert bool(local.materializations("report")) == goes_on
     found = checks(result)
     assert set(found) == ({"no_nan"} if level != "off" else set())
     if level != "off":
         assert (found["no_nan"].passed, found["no_nan"].severity.value) == (False, level.upper())
 
 
-def test_a_large_partition_is_sampled_and_the_result_says_so(project: Project) -> None:
-    assets = project.assets(project.docs(), checks=replace(OFF, no_nan="error", sample_rows=6))
-    project.run(assets)
-    project.sql("INSERT INTO docs VALUES (7, 'Tides follow the moon.', '2026-01-03', 'en')")
-    figures = plain(checks(project.run(assets))["no_nan"].metadata)
+def test_a_large_partition_is_sampled_and_the_result_says_so(local: Project) -> None:
+    assets = local.assets(local.docs(), checks=replace(OFF, no_nan="error", sample_rows=6))
+    local.run(assets)
+    local.sql("INSERT INTO docs VALUES (7, 'Tides follow the moon.', '2026-01-03', 'en')")
+    figures = plain(checks(local.run(assets))["no_nan"].metadata)
     assert figures["fletcher/is_sample"] is True or figures["fletcher/rows_looked_at"] == 7
-    sample = project.assets(project.docs(), checks=replace(OFF, no_nan="error", sample_rows=1))
-    figures = plain(checks(project.run(sample, selection=only("no_nan")))["no_nan"].metadata)
+    sample = local.assets(local.docs(), checks=replace(OFF, no_nan="error", sample_rows=1))
+    figures = plain(checks(local.run(sample, selection=only("no_nan")))["no_nan"].metadata)
     assert figures["fletcher/is_sample"] is True
     assert figures["fletcher/rows_looked_at"] < 7
 
 
-def test_unit_length_is_not_asked_of_vectors_that_are_not_normalized(project: Project) -> None:
-    project = with_resource(project, normalize=False)
-    found = checks(project.run(project.assets(project.docs(), checks=replace(OFF, unit_norm="error"))))["unit_norm"]
+def test_unit_length_is_not_asked_of_vectors_that_are_not_normalized(local: Project) -> None:
+    local = with_resource(local, normalize=False)
+    found = checks(local.run(local.assets(local.docs(), checks=replace(OFF, unit_norm="error"))))["unit_norm"]
     assert found.passed
     assert "normalize is False" in str(found.description)
 
 
-def test_a_run_looks_at_its_partitions_only_and_names_the_one_at_fault(project: Project) -> None:
+def test_a_run_looks_at_its_partitions_only_and_names_the_one_at_fault(local: Project) -> None:
     settings = replace(OFF, no_nan="error", row_parity="error")
-    assets = project.assets(project.docs(partition_column="day"), partitions_def=DAYS, checks=settings)
-    project.run_range(assets, "2026-01-01", "2026-01-03")
-    tamper(project, "vector", make_nan, "2026-01-02")
-    assert checks(project.run(assets, partition_key="2026-01-01"))["no_nan"].passed
-    found = checks(project.run_range(assets, "2026-01-01", "2026-01-03"))["no_nan"]
+    assets = local.assets(local.docs(partition_column="day"), partitions_def=DAYS, checks=settings)
+    local.run_range(assets, "2026-01-01", "2026-01-03")
+    tamper(local, "vector", make_nan, "2026-01-02")
+    assert checks(local.run(assets, partition_key="2026-01-01"))["no_nan"].passed
+    found = checks(local.run_range(assets, "2026-01-01", "2026-01-03"))["no_nan"]
     figures = plain(found.metadata)
     assert (found.passed, figures["fletcher/partitions"], figures["fletcher/partitions_at_fault"]) == (
         False,
@@ -188,23 +192,23 @@ def test_a_run_looks_at_its_partitions_only_and_names_the_one_at_fault(project: 
 # Drift
 
 
-def test_another_corpus_drifts_and_another_model_is_not_compared(project: Project) -> None:
-    assets = project.assets(project.docs(), checks=replace(OFF, drift="warn", drift_min_rows=6))
+def test_another_corpus_drifts_and_another_model_is_not_compared(local: Project) -> None:
+    assets = local.assets(local.docs(), checks=replace(OFF, drift="warn", drift_min_rows=6))
 
-    def run(project: Project) -> tuple[bool, str]:
-        found = checks(project.run(assets))["drift"]
+    def run(of: Project) -> tuple[bool, str]:
+        found = checks(of.run(assets))["drift"]
         return found.passed, str(found.description)
 
-    assert run(project) == (True, "no earlier run to compare with")
-    assert run(project) == (True, "the mean vector moved by 0 (1 - cosine), the mean norm by 0.00%")
-    project.sql("UPDATE docs SET text = 'SELECT count(*) FROM table_' || id || ' GROUP BY column_b'")
-    passed, words = run(project)
+    assert run(local) == (True, "no earlier run to compare with")
+    assert run(local) == (True, "the mean vector moved by 0 (1 - cosine), the mean norm by 0.00%")
+    local.sql("UPDATE docs SET text = 'SELECT count(*) FROM table_' || id || ' GROUP BY column_b'")
+    passed, words = run(local)
     assert not passed
     assert "moved by" in words
-    assert run(project)[0]  # the last run is what counts
-    assert run(with_resource(project, dimension=64)) == (True, "no earlier run to compare with")
-    small = project.assets(project.docs(), checks=replace(OFF, drift="warn"))
-    assert "drift_min_rows" in str(checks(project.run(small, selection=only("drift")))["drift"].description)
+    assert run(local)[0]  # the last run is what counts
+    assert run(with_resource(local, dimension=64)) == (True, "no earlier run to compare with")
+    small = local.assets(local.docs(), checks=replace(OFF, drift="warn"))
+    assert "drift_min_rows" in str(checks(local.run(small, selection=only("drift")))["drift"].description)
 
 
 # Longbow
@@ -287,13 +291,13 @@ def test_without_longbow_its_checks_pass_with_a_note(project: Project) -> None:
 # Checks that cannot be evaluated
 
 
-def test_a_check_that_cannot_be_evaluated_fails_with_its_cause(project: Project) -> None:
-    assets = project.assets(project.docs())
-    project.run(assets)
+def test_a_check_that_cannot_be_evaluated_fails_with_its_cause(local: Project) -> None:
+    assets = local.assets(local.docs())
+    local.run(assets)
     files: list[Path] = []
-    with_store(project, lambda generation: files.extend(generation.files()))
+    with_store(local, lambda generation: files.extend(generation.files()))
     files[0].write_bytes(files[0].read_bytes()[:-100])
-    found = checks(project.run(assets, selection=ALL))
+    found = checks(local.run(assets, selection=ALL))
     assert set(found) == set(CHECKS)
     for name in ("no_nan", "dimension", "duplicates", "row_parity"):
         assert (found[name].passed, found[name].severity.value) == (False, "ERROR")
@@ -302,11 +306,11 @@ def test_a_check_that_cannot_be_evaluated_fails_with_its_cause(project: Project)
     assert found["delivery_lag"].passed
 
 
-def test_without_its_source_only_what_needs_it_fails(project: Project) -> None:
-    assets = project.assets(project.docs())
-    project.run(assets)
-    project.database.unlink()
-    found = checks(project.run(assets, selection=ALL))
+def test_without_its_source_only_what_needs_it_fails(local: Project) -> None:
+    assets = local.assets(local.docs())
+    local.run(assets)
+    local.database.unlink()
+    found = checks(local.run(assets, selection=ALL))
     assert {name for name in found if not found[name].passed} == {"row_parity", "quarantine"}
     assert "source.duckdb" in str(found["row_parity"].description)
 
@@ -322,19 +326,19 @@ def test_before_the_first_materialization_every_check_says_so(project: Project) 
 # Beside Dagster's own
 
 
-def test_dagsters_own_checks_read_the_metadata_of_a_materialization(project: Project) -> None:
-    assets = project.assets(project.docs(metadata_columns=["language"]))
+def test_dagsters_own_checks_read_the_metadata_of_a_materialization(local: Project) -> None:
+    assets = local.assets(local.docs(metadata_columns=["language"]))
     bounds = dg.build_metadata_bounds_checks(
         assets=[KEY], metadata_key="fletcher/texts_per_s", min_value=1e9, severity=dg.AssetCheckSeverity.WARN
     )
     columns = dg.build_column_schema_change_checks(assets=[KEY])
-    for source in (project.docs(metadata_columns=["language"]), project.docs()):
-        assets = project.assets(source)
-        project.run(assets)
+    for source in (local.docs(metadata_columns=["language"]), local.docs()):
+        assets = local.assets(source)
+        local.run(assets)
     result = dg.materialize(
         [assets, *bounds, *columns],
-        resources={"fletcher": project.fletcher},
-        instance=project.instance,
+        resources={"fletcher": local.fletcher},
+        instance=local.instance,
         raise_on_error=False,
     )
     failed = {evaluation.check_name for evaluation in result.get_asset_check_evaluations() if not evaluation.passed}
