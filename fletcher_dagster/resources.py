@@ -248,7 +248,13 @@ class FletcherResource(dg.ConfigurableResource[Any]):
         return longbow.client(Path(self.store_path) / ".longbow") if longbow.enabled else None
 
     def search(self, asset_key: dg.AssetKey | str, query: str, k: int = 10) -> list[Hit]:
-        """The `k` current rows of an asset that are nearest to `query`, best first.
+        """The `k` current rows of an asset that are nearest to `query`, best first; all its partitions are searched.
+
+        Args:
+            asset_key: of an embedding asset, as a key or as "a/b".
+            query: a text, embedded by the model that embedded the rows, with its `query_prompt`.
+            k: fewer hits come where fewer rows are indexed. Each has id, cosine (-1 to 1), score, partition_key and
+                the metadata columns.
 
         Raises:
             ConfigError: Longbow is switched off; the asset was embedded by another model.
