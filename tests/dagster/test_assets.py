@@ -293,7 +293,7 @@ def test_partitions_need_a_partition_column() -> None:
 def test_two_dimensions_need_a_column_each() -> None:
     partitions = dg.MultiPartitionsDefinition({"day": DAILY, "language": dg.StaticPartitionsDefinition(["en", "de"])})
     with pytest.raises(ConfigError, match="name a column for each"):
-        fletcher_assets(sources=[REVIEWS], partitions_def=partitions)
+        declare(REVIEWS, partitions_def=partitions)
 
 
 def test_a_range_of_partitions_is_one_run_unless_told_otherwise() -> None:
