@@ -41,7 +41,9 @@ def keep(page: Page, name: str) -> None:
 def test_the_asset_page_shows_the_figures_of_the_latest_run(embedded: Live, page: Page) -> None:
     page.open(f"{embedded.web.address}/assets/docs_embeddings?view=overview")
     page.wait_for("Embeddings of", "Latest check results", "content_hash")  # description, status, columns
-    page.wait_for("fletcher/texts_per_s", "fletcher/rows_embedded", "fletcher/throughput")
+    page.wait_for(
+        "dagster/partition_row_count", "fletcher/texts_per_s", "fletcher/rows_embedded", "fletcher/throughput"
+    )
     page.scroll_to("Metadata")
     keep(page, "dagster-metadata")
 
