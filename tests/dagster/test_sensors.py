@@ -51,7 +51,13 @@ class Ticks:
         self.reason: str | None = None
 
     def evaluate(self) -> Any:
-        context = dg.build_sensor_context(self.project.instance, cursor=self.cursor, repository_def=self.repository)
+        instance = self.project.instance
+        context = dg.build_sensor_context(
+            instance,
+            cursor=self.cursor,
+            repository_def=self.repository,
+            instance_ref=instance.get_ref() if instance.is_persistent else None,
+        )
         return self.sensor.evaluate_tick(context)
 
     def __call__(self) -> list[dg.RunRequest]:
@@ -150,7 +156,17 @@ def test_a_folder_without_files_asks_for_nothing_and_is_not_taken_for_deletion(p
     assert tick() == []
 
 
-def test_each_file_is_a_partition_and_a_run(project: Project) -> None:
+@pytest.fixture
+def lasting(project: Project) -> Iterator[Project]:
+    """With an instance that Dagster lets look up dynamic partitions while it resolves a tick's requests."""
+    (project.folder / "home").mkdir()
+    with dg.DagsterInstance.local_temp(str(project.folder / "home")) as instance:
+        project.instance = instance
+        yield project
+
+
+def test_each_file_is_a_partition_and_a_run(lasting: Project) -> None:
+    project = lasting
     for name in "abc":
         write(project, name, f"text of {name}")
     source = tickets(project, partition_column="file")
