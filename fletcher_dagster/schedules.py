@@ -83,6 +83,8 @@ def build_fletcher_schedule(
             description=description,
         )
     if not is_timed:
+        assert cron_schedule is not None
+
         # Dagster's own builder takes static partitions only on a job that repeats them, which it calls deprecated.
         @dg.schedule(
             name=name,
