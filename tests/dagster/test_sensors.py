@@ -310,9 +310,10 @@ def test_a_missing_watermark_column_fails_the_tick_in_words(project: Project) ->
 def portions(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
     """An embedding asset as the sensor sees it: the run's tags say how many rows it left over."""
     tags = context.run.tags
-    if "fail" in tags:
-        raise dg.Failure("no luck", allow_retries=False)
     figures = {name: int(tags.get(name, 0)) for name in ("fletcher/rows_remaining", "fletcher/rows_embedded")}
+    if "fail" in tags:
+        context.log_event(dg.AssetMaterialization("portions", metadata=figures))  # as a range does for a partition
+        raise dg.Failure("no luck", allow_retries=False)
     yield dg.MaterializeResult(asset_key="portions", metadata=figures)
 
 
@@ -358,6 +359,7 @@ def test_a_run_that_failed_or_did_nothing_ends_the_chain(project: Project) -> No
     assert len(tick()) == 1
     left_over(project, 20, fail="yes")
     assert tick() == []
+    assert "ended as FAILURE" in (tick.reason or "")
     left_over(project, 20, embedded=0)
     assert tick() == []
     assert "embedded none of them" in (tick.reason or "")
