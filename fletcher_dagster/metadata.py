@@ -89,7 +89,7 @@ def run_summary_metadata(reports: Sequence[RunReport], seconds: float) -> dict[s
         "fletcher/run_texts_per_s": rate(total("embedded")),
         "fletcher/run_tokens_per_s": rate(total("tokens")),
         "fletcher/run_seconds": round(float(seconds), 4),
-        **_pictures(_together(reports)),
+        **(_pictures(_together(reports)) if reports else {}),
     }
 
 

@@ -253,6 +253,8 @@ def test_a_day_of_hive_folders_meets_no_other_days_damage(project: Project) -> N
 
 def test_hash_buckets_are_known_again_in_a_step_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The definition is built anew there: were it a plain static one, its keys would be values of a column."""
+    # A child leaves out the first entry of the path, which is this folder under pytest.
+    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("FLETCHER_TEST_FOLDER", str(tmp_path))
     monkeypatch.setenv("FLETCHER_TEST_LAUNCHER", str(os.getpid()))
     tags = {"dagster/asset_partition_range_start": "0", "dagster/asset_partition_range_end": "1"}
