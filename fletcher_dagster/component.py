@@ -12,11 +12,13 @@ from typing import Annotated, Any
 import dagster as dg
 from dagster.components.resolved.core_models import OpSpec
 from dagster.components.utils.translation import TranslationFn, TranslationFnResolver
+from pydantic import BaseModel
 
 from fletcher_core.sources import Source
 from fletcher_dagster.assets import fletcher_assets
 from fletcher_dagster.resources import FletcherResource
 from fletcher_dagster.scaffolder import FletcherEmbeddingsScaffolder
+from fletcher_dagster.schema_lines import with_lines
 from fletcher_dagster.translator import FletcherTranslator, FletcherTranslatorData
 from fletcher_dagster.yaml_models import (
     DuckDBTableModel,
@@ -27,6 +29,9 @@ from fletcher_dagster.yaml_models import (
     resolve_partitions,
     resolve_source,
 )
+
+_TRANSLATION = TranslationFnResolver[FletcherTranslatorData](lambda data: {"source": data.source, "data": data})
+_TRANSLATION.description = "What to change in the asset: key, group, tags, owners, automation condition and the like."
 
 
 @dataclass
@@ -53,13 +58,7 @@ class EmbeddingsSpecModel(dg.Resolvable):
         OpSpec | None,
         dg.Resolver.default(description="What runs the asset: its name, tags, description, pool and backfill_policy."),
     ] = None
-    translation: (
-        Annotated[
-            TranslationFn[FletcherTranslatorData],
-            TranslationFnResolver[FletcherTranslatorData](lambda data: {"source": data.source, "data": data}),
-        ]
-        | None
-    ) = None
+    translation: Annotated[TranslationFn[FletcherTranslatorData] | None, _TRANSLATION] = None
 
 
 @dg.scaffold_with(FletcherEmbeddingsScaffolder)
@@ -82,6 +81,10 @@ class FletcherEmbeddingsComponent(dg.Component, dg.Resolvable):
     embeddings: Annotated[
         Sequence[EmbeddingsSpecModel], dg.Resolver.default(description="One asset an entry: its source and the rest.")
     ]
+
+    @classmethod
+    def get_model_cls(cls) -> type[BaseModel]:
+        return with_lines(cls.model())
 
     def get_asset_spec(self, data: FletcherTranslatorData) -> dg.AssetSpec:
         """The spec of one source's asset, before the entry's `translation`. Override to name assets in

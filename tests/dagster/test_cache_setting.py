@@ -11,5 +11,5 @@ def test_a_budget_gives_the_embedder_a_cache_and_none_gives_none() -> None:
     assert embedder.cache is not None
     assert embedder.cache.budget_bytes == 2**20
     assert FletcherResource(store_path="vectors").embedder().cache is None
-    with pytest.raises(ConfigError, match="budget_bytes of the vector cache is -1"):
-        FletcherResource(store_path="vectors", cache_bytes=-1).embedder()
+    with pytest.raises(ConfigError, match="cache_bytes is -1"):
+        FletcherResource(store_path="vectors", cache_bytes=-1)

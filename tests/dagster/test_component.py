@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import dagster as dg
 import pytest
@@ -13,7 +13,10 @@ from dagster.components.testing import create_defs_folder_sandbox
 from dagster.components.testing.test_cases import TestOpCustomization, TestTranslation
 from embedding_project import Project
 
+from fletcher_core.embedder import Embedder
 from fletcher_core.errors import ConfigError
+from fletcher_core.longbow.client import LongbowSettings
+from fletcher_core.pipeline import MaterializeSettings
 from fletcher_dagster import (
     DuckDBTable,
     FletcherEmbeddingsComponent,
@@ -25,6 +28,7 @@ from fletcher_dagster import (
 )
 from fletcher_dagster.declaration import declared_source
 from fletcher_dagster.scaffolder import FletcherScaffoldParams
+from fletcher_dagster.setting_checks import CHOICES
 from fletcher_dagster.yaml_models import DuckDBTableModel, FletcherModel, LongbowModel, ParquetTableModel
 
 REVIEWS = {
@@ -56,6 +60,13 @@ def loaded(
 
 def _type_name(component: type[FletcherEmbeddingsComponent]) -> str:
     return f"{component.__module__}.{component.__name__}"
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The first error of a chain."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def spec_of(defs: dg.Definitions, key: str) -> dg.AssetSpec:
@@ -227,10 +238,113 @@ def test_the_scaffolded_yaml_loads_as_it_is() -> None:
 
 
 def test_yaml_knows_every_setting_of_the_python_classes() -> None:
-    assert set(FletcherModel.model_fields) == set(FletcherResource.model_fields)
-    assert set(LongbowModel.model_fields) == set(LongbowResource.model_fields)
-    for model, source in ((DuckDBTableModel, DuckDBTable), (ParquetTableModel, ParquetTable)):
-        assert set(model.model_fields) - {"type"} == {field.name for field in fields(source)}
+    for model, resource in ((FletcherModel, FletcherResource), (LongbowModel, LongbowResource)):
+        assert set(model.model_fields) == set(resource.model_fields)
+    for source_model, source in ((DuckDBTableModel, DuckDBTable), (ParquetTableModel, ParquetTable)):
+        defaults = {field.name: field.default for field in fields(source)}
+        assert set(source_model.model_fields) - {"type"} == set(defaults)
+        for name, field in source_model.model_fields.items():
+            if not field.is_required():
+                plain = list if isinstance(defaults[name], tuple) else lambda value: value or None
+                assert field.default == plain(defaults[name]), name
+
+
+def test_the_schema_describes_every_field() -> None:
+    schema = FletcherEmbeddingsComponent.get_model_cls().model_json_schema()
+    ours = {name: part for name, part in schema["$defs"].items() if name.startswith(("Fletcher", "Longbow", "Emb"))}
+    ours |= {name: schema["$defs"][name] for name in ("DuckDBTableModel", "ParquetTableModel")}
+    assert len(ours) == 5
+    for name, part in {"attributes": schema, **ours}.items():
+        unexplained = [field for field, about in part["properties"].items() if not about.get("description")]
+        assert unexplained == [], name
+    engine = ours["FletcherResourceModel"]["properties"]["engine"]
+    assert engine["default"] == "auto"
+    assert ["auto", "mlx", "cpu", "native", "openvino"] in [choice.get("enum") for choice in engine["anyOf"]]
+
+
+def test_every_setting_that_is_one_of_a_few_words_is_known_as_such() -> None:
+    settings = MaterializeSettings.__annotations__ | Embedder.load.__annotations__ | LongbowSettings.__annotations__
+    words = {name: kind for name, kind in settings.items() if "Literal" in str(kind)}
+    fields = {**FletcherResource.model_fields, **LongbowResource.model_fields}
+    assert {name for name in words if name in fields} == set(CHOICES)
+    for name in CHOICES:
+        assert fields[name].default in (*get_args(CHOICES[name]), None)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("metrics", "banana", "metrics is 'banana'"),
+        ("max_length", 0, "max_length is 0"),
+        ("quarantine_limit", 1.5, "quarantine_limit is 1.5"),
+        ("memory_limit", "much", "memory_limit='much'"),
+        ("commit_seconds", -1, "commit_seconds is -1"),
+    ],
+)
+def test_a_value_that_cannot_work_fails_at_load(setting: str, value: object, words: str) -> None:
+    with (
+        pytest.raises(Exception, match=r"defs\.yaml") as caught,
+        loaded({"source": REVIEWS}, fletcher={setting: value}),
+    ):
+        pass
+    assert isinstance(cause_of(caught.value), ConfigError)
+    assert words in str(cause_of(caught.value))
+
+
+@pytest.mark.parametrize("setting", ["engine", "precision", "isolation", "long_text", "vector_type", "on_empty"])
+def test_a_word_that_does_not_exist_is_named(setting: str) -> None:
+    with (
+        pytest.raises(Exception, match=r"defs\.yaml") as caught,
+        loaded({"source": REVIEWS}, fletcher={setting: "gpuu"}),
+    ):
+        pass
+    assert re.search(rf"attributes\.fletcher\b.*\.{setting}\b", str(caught.value.__cause__))
+
+
+def test_a_template_may_give_any_value_and_is_checked_when_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ENGINE": "openvino", "LENGTH": "64", "ENABLED": "false"}.items():
+        monkeypatch.setenv(f"FLETCHER_TEST_{name}", value)
+    settings = {
+        "engine": "{{ env.FLETCHER_TEST_ENGINE }}",
+        "max_length": "{{ env.FLETCHER_TEST_LENGTH }}",
+        "longbow": {"enabled": "{{ env.FLETCHER_TEST_ENABLED }}"},
+    }
+    with loaded({"source": REVIEWS}, fletcher=settings) as (component, _):
+        assert (component.fletcher.engine, component.fletcher.max_length) == ("openvino", 64)
+        assert component.fletcher.longbow is not None
+        assert component.fletcher.longbow.enabled is False
+    monkeypatch.setenv("FLETCHER_TEST_ENGINE", "gpuu")
+    with (
+        pytest.raises(Exception, match=r"defs\.yaml") as caught,
+        loaded({"source": REVIEWS}, fletcher=settings),
+    ):
+        pass
+    assert "engine is 'gpuu'; choose one of auto, mlx" in str(cause_of(caught.value))
+
+
+class Careful(FletcherEmbeddingsComponent):
+    """Overrides what a run does."""
+
+    def execute(self, context: dg.AssetExecutionContext, fletcher: FletcherResource) -> Iterator[Any]:
+        for event in super().execute(context, fletcher):
+            if isinstance(event, dg.MaterializeResult):
+                yield event._replace(metadata={**(event.metadata or {}), "reviewed_by": "search"})
+            else:
+                yield event
+
+
+def test_a_subclass_changes_what_a_run_reports(project: Project) -> None:
+    entry = {
+        "source": {"type": "duckdb", "database": str(project.database), "table": "docs"},
+        "op": {"description": "x"},
+    }
+    settings = {"store_path": project.fletcher.store_path, "longbow": {"enabled": False}}
+    with loaded(entry, fletcher=settings, component=Careful) as (_, defs):
+        assets = defs.resolve_assets_def("docs_embeddings")
+        assert assets.op.description == "x"
+        assert project.run(assets).success
+    assert project.figures()["reviewed_by"] == "search"
+    assert project.figures()["dagster/row_count"] == 6
 
 
 def test_a_component_embeds(project: Project) -> None:

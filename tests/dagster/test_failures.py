@@ -84,13 +84,6 @@ def test_rows_that_policy_forbids_fail_the_run(project: Project) -> None:
     assert "8" in (error.description or "")
 
 
-def test_a_meta_address_alone_is_refused(project: Project) -> None:
-    project.fletcher = FletcherResource(
-        store_path=project.fletcher.store_path, longbow=LongbowResource(meta_address="127.0.0.1:3001")
-    )
-    assert "data_address is empty" in (failure(project.run(project.assets(project.docs()))).description or "")
-
-
 @pytest.mark.parametrize("setting", [{"transport": "half"}, {"compression": "gzip"}])
 def test_a_longbow_setting_that_does_not_exist_is_named(tmp_path: Path, setting: dict[str, str]) -> None:
     ((name, value),) = setting.items()

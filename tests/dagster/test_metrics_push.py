@@ -66,8 +66,3 @@ def test_a_run_that_fails_is_pushed_too(project: Project, gateway: tuple[str, Pu
 def test_a_gateway_that_is_down_fails_no_run(project: Project) -> None:
     pushing(project, "http://127.0.0.1:9")
     assert project.run(project.assets(project.docs())).success
-
-
-def test_a_setting_that_cannot_be_fails_the_run_in_words(project: Project) -> None:
-    pushing(project, "gateway:9091")
-    assert "http://host:9091" in (failure(project.run(project.assets(project.docs()))).description or "")

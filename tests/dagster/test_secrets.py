@@ -55,12 +55,13 @@ def test_a_tokens_text_is_in_nothing_that_a_run_leaves_behind(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("OUR_TOKEN", TOKEN)
+    monkeypatch.setenv("OUR_AUTHORITY", "nowhere.pem")
     (tmp_path / "wrong").write_text(f"{TOKEN}-wrong")
     places: list[dict[str, object]] = [
         {"token": dg.EnvVar("OUR_TOKEN")},
         {"token_env": "OUR_TOKEN"},
         {"token_file": str(tmp_path / "wrong")},
-        {"token": dg.EnvVar("OUR_TOKEN"), "tls_ca": "nowhere.pem"},
+        {"token": dg.EnvVar("OUR_TOKEN"), "tls_ca": dg.EnvVar("OUR_AUTHORITY")},
     ]
     shown: list[str] = []
     caplog.set_level(logging.DEBUG)
