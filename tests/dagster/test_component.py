@@ -1,5 +1,6 @@
 """The YAML component: it loads, translates, partitions, scaffolds, and rejects what cannot work."""
 
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
