@@ -76,10 +76,26 @@ class FletcherEmbeddingsComponent(dg.Component, dg.Resolvable):
             resolve_fletcher,
             model_field_type=FletcherModel,
             description="The model that embeds, and where the vectors go.",
+            examples=[{"store_path": "vectors", "longbow": {"data_address": "longbow.internal:3000"}}],
         ),
     ]
     embeddings: Annotated[
-        Sequence[EmbeddingsSpecModel], dg.Resolver.default(description="One asset an entry: its source and the rest.")
+        Sequence[EmbeddingsSpecModel],
+        dg.Resolver.default(
+            description="One asset an entry: its source and the rest.",
+            examples=[
+                [
+                    {
+                        "source": {
+                            "type": "duckdb",
+                            "database": "shop.duckdb",
+                            "table": "reviews",
+                            "text_columns": ["title"],
+                        }
+                    }
+                ]
+            ],
+        ),
     ]
 
     @classmethod

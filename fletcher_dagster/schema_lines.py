@@ -37,7 +37,7 @@ def _sign(option: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str
     """By what a value for a shape is told from others; None of what is no mapping and no list."""
     shape = definitions[option["$ref"].rsplit("/", 1)[-1]] if "$ref" in option else option
     if shape.get("type") == "array":
-        return {"type": "array"}
+        return {"type": "array", "items": {}}  # Dagster's sample of a component's YAML looks for items
     if shape.get("type") != "object" or "properties" not in shape:
         return None
     kind = shape["properties"].get("type", {}).get("const")
