@@ -157,7 +157,7 @@ class _AssetRun:
             lineage=self.lineage,
             quarantined=quarantined,
             dashboard_url=self.dashboard_url,
-            pictures=not several,
+            pictures=not several or bool(report.stages),  # of a range the last one carries the run's
         )
         present = report.new + report.changed + report.stale + report.unchanged - report.remaining
         tally = tally_of(key, live.count, present, quarantined, generation=report.generation)

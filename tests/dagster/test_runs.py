@@ -169,7 +169,7 @@ def test_a_check_run_alone_compares_without_embedding(project: Project) -> None:
     assert checks(project.run(assets, selection=only_parity))["row_parity"].passed
     project.sql(MORE)
     result = project.run(assets, selection=only_parity)
-    assert result.success
+    assert not result.success  # a blocking check that fails is the failure of its step
     (evaluation,) = result.get_asset_check_evaluations()
     assert not evaluation.passed
     assert evaluation.severity.value == "ERROR"
