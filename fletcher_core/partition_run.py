@@ -26,6 +26,7 @@ from fletcher_core.run_settings import MaterializeSettings
 from fletcher_core.sources import Partition, Source
 from fletcher_core.stop import Stop
 from fletcher_core.store import Generation, VectorStore
+from fletcher_core.store.content import Content, content_of
 from fletcher_core.store.room import check_room
 from fletcher_core.telemetry import LENGTH_EDGES, DeliveryCounts, RunReport, SlowRow, StageClock, StageSeconds
 from fletcher_core.text_window import EmbeddedTexts
@@ -99,7 +100,7 @@ class PartitionRun:
     tokens: int = 0
     padded_tokens: int = 0
     committed: int = 0
-    rows_in_store: int = 0
+    content: Content = field(default_factory=lambda: Content(0, ""))
     seconds_total: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     longest: list[tuple[int, str]] = field(default_factory=list)
@@ -234,7 +235,7 @@ class PartitionRun:
                 self.quarantined += rows.num_rows
                 self.commit(delete_rows(rows.filter(rows["replaces"].is_valid()), self.run.generation.schema))
             self._tidy()
-            self.rows_in_store = self.run.generation.row_count(self.partition.key)
+            self.content = content_of(self.run.generation, self.partition.key)
 
     def abandon(self) -> None:
         """The run ends before its time: let go of the lock."""
@@ -354,7 +355,8 @@ class PartitionRun:
             embedded=self.embedded,
             tokens=self.tokens,
             padded_tokens=self.padded_tokens,
-            rows_in_store=self.rows_in_store,
+            rows_in_store=self.content.count,
+            content_version=self.content.version,
             seconds_total=self.seconds_total,
             seconds=StageSeconds(**{stage: self.seconds.get(stage, 0.0) for stage in STAGES}),
             delivery=delivery,

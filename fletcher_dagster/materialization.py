@@ -31,7 +31,6 @@ from fletcher_dagster.checks import Tally
 from fletcher_dagster.columns import column_lineage
 from fletcher_dagster.declaration import declared_source
 from fletcher_dagster.failures import reported_in_words
-from fletcher_dagster.live import LiveRows, live_rows
 from fletcher_dagster.metadata import run_metadata, run_summary_metadata
 from fletcher_dagster.partitions import dimension_tags, slices_of
 from fletcher_dagster.progress import RunProgress, watched
@@ -142,13 +141,12 @@ class _AssetRun:
         """Looks at what the store holds of a partition that the pipeline is done with."""
         key = report.partition_key
         generation = next(found for found in self.store.generations() if found.name == report.generation)
-        live = live_rows(generation, key)
         what = "/".join(filter(None, [self.key.to_user_string(), key]))
-        _log_report(self.context, what, report, live, trace)
+        _log_report(self.context, what, report, trace)
         quarantined = self.store.quarantine.read(key) if report.quarantined else ROW_SCHEMA.empty_table()
         metadata = run_metadata(
             report,
-            live_rows=live.count,
+            live_rows=report.rows_in_store,
             schema=generation.schema,
             folder=self.store.root / report.generation,
             partitioned=bool(key),
@@ -160,8 +158,8 @@ class _AssetRun:
             pictures=not several or bool(report.stages),  # of a range the last one carries the run's
         )
         present = report.new + report.changed + report.stale + report.unchanged - report.remaining
-        tally = tally_of(key, live.count, present, quarantined, generation=report.generation)
-        return _Outcome(key, metadata, live.version, tally)
+        tally = tally_of(key, report.rows_in_store, present, quarantined, generation=report.generation)
+        return _Outcome(key, metadata, report.content_version, tally)
 
 
 def _report_committed(context: dg.AssetExecutionContext, key: dg.AssetKey, outcome: _Outcome) -> None:
@@ -194,9 +192,10 @@ def _result(key: dg.AssetKey, outcomes: Sequence[_Outcome]) -> dg.MaterializeRes
     return dg.MaterializeResult(asset_key=key, data_version=dg.DataVersion(version))
 
 
-def _log_report(context: dg.AssetExecutionContext, what: str, report: RunReport, live: LiveRows, trace: str) -> None:
+def _log_report(context: dg.AssetExecutionContext, what: str, report: RunReport, trace: str) -> None:
     context.log.info(
-        f"{what}: {live.count:,} rows in the store; {run_line(report)}" + (f"; trace {trace}" if trace else "")
+        f"{what}: {report.rows_in_store:,} rows in the store; {run_line(report)}"
+        + (f"; trace {trace}" if trace else "")
     )
     if report.note:
         context.log.info(f"{what}: {report.note}")

@@ -92,7 +92,8 @@ class RunReport:
     since it was made, None without one. `retried` texts got their vectors from another engine in float32, as the
     first one's were not sound. `lengths` counts the embedded texts by their tokens, in the bins of `LENGTH_EDGES`;
     `slowest` are the rows that took longest, the slowest first. `remaining` rows were left to following runs, as
-    `MaterializeSettings.max_rows` says. `engine_failures` is how often the engine failed in this run, with why in
+    `MaterializeSettings.max_rows` says. `content_version` is equal as long as the model, the rows and their texts are.
+    `engine_failures` is how often the engine failed in this run, with why in
     `engine_problem` the last time, and `standby_batches` what another engine computed in its place.
     """
 
@@ -136,6 +137,7 @@ class RunReport:
     lengths: tuple[int, ...] = ()
     slowest: tuple[SlowRow, ...] = ()
     remaining: int = 0
+    content_version: str = ""
 
     @property
     def cache_hit_rate(self) -> float:

@@ -19,7 +19,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def embedded(live: Live) -> Live:
-    """The rows of the last days change twice, and are backfilled each time, so that the plots have something to show."""
+    """The rows of the last days change twice and are backfilled each time: the plots have something to show."""
     for round in range(2):
         live.sql(f"UPDATE docs SET text = text || ' ({round})' WHERE day >= '{live.days[-5 + round]}'")
         state = live.web.finished_backfill(live.web.backfill("docs_embeddings", live.days[-8:]))

@@ -1,7 +1,7 @@
 """What the vector store holds for one partition, in one scan: how many rows, and a version of their content.
 
-The version becomes Dagster's data version: equal as long as the model, the rows and their texts are the same,
-however often they were written, compacted or embedded again.
+The version is equal as long as the model, the rows and their texts are the same, however often they were written,
+compacted or embedded again. Dagster takes it for the data version.
 """
 
 import hashlib
@@ -11,20 +11,20 @@ import duckdb
 
 from fletcher_core.errors import StoreError
 from fletcher_core.sql import connect, first_line
-from fletcher_core.store import Generation
+from fletcher_core.store.generation import Generation
 
 _ATTEMPTS = 5  # another run may compact the files away between their naming and their opening
 
 
 @dataclass(frozen=True)
-class LiveRows:
+class Content:
     """Live rows of a partition and the version of their content (16 hex digits)."""
 
     count: int
     version: str
 
 
-def live_rows(generation: Generation, partition_key: str) -> LiveRows:
+def content_of(generation: Generation, partition_key: str) -> Content:
     """Counts and digests the live rows of `partition_key`.
 
     Raises:
@@ -43,4 +43,4 @@ def live_rows(generation: Generation, partition_key: str) -> LiveRows:
             if attempt + 1 == _ATTEMPTS:
                 raise StoreError(f"the rows of {generation.name} cannot be read: {first_line(error)}") from error
     identity = f"{generation.name}/{count}/{digest}"
-    return LiveRows(count, hashlib.sha256(identity.encode()).hexdigest()[:16])
+    return Content(count, hashlib.sha256(identity.encode()).hexdigest()[:16])
