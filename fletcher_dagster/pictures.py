@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from fletcher_core.telemetry import LENGTH_EDGES
 
-WIDTH, HEIGHT = 440, 150  # the metadata table gives an image no more on a window of common width
+WIDTH, HEIGHT = 370, 150  # on a page 1500 wide the metadata table cuts off what is wider
 LEFT, RIGHT, TOP, BOTTOM = 64, 14, 30, 28
 STEPS = 60
 BAR = 24  # characters of a histogram's longest bar
