@@ -21,7 +21,7 @@ import pyarrow as pa
 from fletcher_core.batching import WINDOW
 from fletcher_core.embedder import Embedder
 from fletcher_core.engines.failover import EngineHealth
-from fletcher_core.errors import FletcherError, InputError, RunCancelled, StoreError, StoreLockedError
+from fletcher_core.errors import ConfigError, FletcherError, InputError, RunCancelled, StoreError, StoreLockedError
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.longbow.sender import DeliveryReport, Sender, SenderSettings
 from fletcher_core.partition_run import STAGES, WINDOW_BYTES, PartitionRun, Piece, RunContext
@@ -134,7 +134,10 @@ def materialize_partitions(
 
     Raises:
         Those of `materialize`. What was committed before stays, and was reported.
+        ConfigError: no partition was named.
     """
+    if not partitions:
+        raise ConfigError("no partition was named: give at least one, Partition() for the whole source")
     settings = settings or MaterializeSettings()
     run_id = run_id or uuid4().hex
     generation = store.generation(embedder.card, metadata_schema(source), settings.vector_type)
@@ -222,11 +225,13 @@ class _Stream:
         stop = Stop(self.context.cancelled)
         with ThreadPoolExecutor(1, thread_name_prefix="fletcher-write") as writer:
             results = self.context.embedder.stream(self._windows(), stop, self._through, busy=self.context.clock.busy)
+            is_through = False
             try:
                 for packed, result in results:
                     self._account(packed, result, writer)
                     self._report_finished()
                 self._written()
+                is_through = True
             except (FletcherError, KeyboardInterrupt) as error:
                 # Finished work is kept, also when the run is asked to stop. Where the store failed it cannot be.
                 if not isinstance(error, StoreError):
@@ -237,7 +242,7 @@ class _Stream:
             finally:
                 results.close()
                 writer.shutdown()
-                self._report_finished()
+                self._report_finished(all_of_them=not is_through)
                 self._tell()
         self._report_finished(last=True)
         self._tell()
@@ -419,9 +424,10 @@ class _Stream:
             future.result()
             self.writing.popleft()
 
-    def _report_finished(self, *, last: bool = False) -> None:
-        """Reports partitions whose rows are all in the store; the newest of them only as the `last`, after delivery."""
-        while len(self.finishing) > 1 or (last and self.finishing):
+    def _report_finished(self, *, last: bool = False, all_of_them: bool = False) -> None:
+        """Reports partitions whose rows are all in the store; the newest of them only as the `last`, after delivery, or
+        where the run ends early, without waiting for that."""
+        while len(self.finishing) > 1 or ((last or all_of_them) and self.finishing):
             run, future = self.finishing[0]
             if not future.done() or future.exception() is not None or self.broken:
                 return

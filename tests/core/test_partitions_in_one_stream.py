@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fletcher_core.embedder import Embedder
-from fletcher_core.errors import InputError, RunCancelled, StoreLockedError
+from fletcher_core.errors import ConfigError, InputError, RunCancelled, SourceError, StoreLockedError
 from fletcher_core.pipeline import MaterializeSettings, materialize, materialize_partitions
 from fletcher_core.sources import DuckDBTable, Partition
 from fletcher_core.store import VectorStore
@@ -93,6 +93,23 @@ def test_a_second_run_reports_unchanged_partitions_too(
     assert {report.partition_key: report.deleted for report in again if report.deleted} == {"e": 7}
     assert {report.partition_key: report.changed for report in again if report.changed} == {"c": 1}
     assert sum(report.embedded for report in again) == 1
+
+
+def test_a_run_that_ends_early_reports_only_what_is_whole(
+    source: DuckDBTable, store: VectorStore, minilm: Embedder
+) -> None:
+    seen: list[RunReport] = []
+    gone = [*PARTITIONS[:3], Partition("later", column="nowhere", value="x")]
+    with pytest.raises(SourceError, match="nowhere"):
+        materialize_partitions(source, gone, embedder=minilm, store=store, committed=seen.append)
+    whole = {report.partition_key for report in seen}
+    again = materialize_partitions(source, PARTITIONS[:3], embedder=minilm, store=store)
+    assert all(report.new == 0 for report in again if report.partition_key in whole)
+
+
+def test_no_partition_at_all_is_refused(source: DuckDBTable, store: VectorStore, minilm: Embedder) -> None:
+    with pytest.raises(ConfigError, match="at least one"):
+        materialize_partitions(source, [], embedder=minilm, store=store)
 
 
 def test_a_partition_in_use_costs_the_others_nothing(source: DuckDBTable, store: VectorStore, minilm: Embedder) -> None:
