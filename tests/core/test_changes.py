@@ -441,7 +441,7 @@ def test_long_texts_and_a_low_memory_limit_go_together(tmp_path: Path) -> None:
             writer.write_table(pa.table([range(number, number + 10), texts], schema=schema))
     with corpus.store.workspace("r") as workspace:
         found = detect_changes(
-            corpus.source, Partition(), corpus.generation, workspace, memory_limit="250MB", threads=2
+            corpus.source, Partition(), corpus.generation, workspace, memory_limit="250MB", threads=1
         )
         assert found.new == found.to_embed == 250
         file = pq.ParquetFile(found.changes_path)
