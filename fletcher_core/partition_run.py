@@ -285,8 +285,8 @@ class PartitionRun:
     def account(self, window: Window, result: EmbeddedTexts, seconds: Mapping[str, float], share: float) -> pa.Table:
         """A piece came back from the engine: its rows for the store are pending; returns what was refused.
 
-        `window` has the rows of the piece alone, and `unique` counts from its first row; `seconds` are those of the
-        whole window by stage, and `share`, 0 to 1, is how much of them fall to this piece.
+        `window` is the piece's own (`Window.piece`); `seconds` are those of the whole window by stage, and `share`, 0
+        to 1, is how much of them fall to this piece.
         """
         began = time.perf_counter()
         with self.run.clock.measuring("guard"):
@@ -295,7 +295,7 @@ class PartitionRun:
         if finished.rows.num_rows:
             self.pending.append(finished.rows)
         # Texts that an earlier piece of the window has too count there.
-        own = np.flatnonzero((window.unique >= 0) & (window.unique < window.rows.num_rows))
+        own = window.own
         self.embedded += len(own)
         self.cache_hits += window.rows.num_rows - len(own)
         self.truncated += finished.truncated

@@ -24,7 +24,7 @@ from fletcher_core.engines.failover import EngineHealth
 from fletcher_core.errors import ConfigError, FletcherError, InputError, RunCancelled, StoreError, StoreLockedError
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.longbow.sender import DeliveryReport, Sender, SenderSettings
-from fletcher_core.partition_run import STAGES, WINDOW_BYTES, PartitionRun, Piece, RunContext
+from fletcher_core.partition_run import SEGMENT_BYTES, STAGES, WINDOW_BYTES, PartitionRun, Piece, RunContext
 from fletcher_core.run_settings import MaterializeSettings
 from fletcher_core.sources import Partition, Source, metadata_schema
 from fletcher_core.stop import Stop
@@ -46,7 +46,7 @@ _FEW_ROWS = 64
 # Seconds that a window waits for rows of further partitions.
 _FILL_SECONDS = 0.25
 # Some full segments: what the sender falls behind by.
-_RECENT_BYTES = 60 * 2**20
+_RECENT_BYTES = 3 * SEGMENT_BYTES
 # Equal parts of a run of which the report says how busy each stage was: so many bars fit the page of an asset.
 SLICES = 28
 
@@ -341,7 +341,6 @@ class _Stream:
                 total=total,
                 texts_per_s=self._rate(),
                 seconds=self.context.clock.elapsed,
-                partition_key=opened[min(self.finished, len(opened) - 1)].partition.key,
                 partitions=len(self.partitions),
                 partitions_done=self.finished,
                 committed=sum(run.committed for run in opened),
@@ -360,10 +359,8 @@ class _Stream:
                 self.begun.add(run.partition.key)
                 self._write(writer, run.begin)
             if rows:
-                texts = whole.text_of[offset : offset + rows]
-                window = Window(whole.rows.slice(offset, rows), whole.unique - offset, texts)
-                own = (whole.unique >= offset) & (whole.unique < offset + rows)
-                share = 1.0 if len(packed.pieces) == 1 else int(result.token_counts[own].sum()) / tokens
+                window = whole.piece(offset, rows)
+                share = 1.0 if len(packed.pieces) == 1 else int(result.token_counts[window.own].sum()) / tokens
                 refused = run.account(window, result, seconds, share)
                 run.seconds_total += seconds["elapsed"] * share
                 offset += rows

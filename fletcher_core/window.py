@@ -25,6 +25,15 @@ class Window:
     unique: npt.NDArray[np.int64]
     text_of: npt.NDArray[np.int64]
 
+    @property
+    def own(self) -> npt.NDArray[np.int64]:
+        """The texts whose row is in this window: all of them, unless it is a piece."""
+        return np.flatnonzero((self.unique >= 0) & (self.unique < self.rows.num_rows))
+
+    def piece(self, offset: int, rows: int) -> "Window":
+        """The window of `rows` rows from `offset` on. Its texts are numbered as here, and may stand in other pieces."""
+        return Window(self.rows.slice(offset, rows), self.unique - offset, self.text_of[offset : offset + rows])
+
 
 @dataclass(frozen=True)
 class FinishedWindow:

@@ -140,14 +140,12 @@ class _AssetRun:
     def _outcome(self, report: RunReport, trace: str, several: bool) -> _Outcome:
         """Looks at what the store holds of a partition that the pipeline is done with."""
         key = report.partition_key
-        generation = next(found for found in self.store.generations() if found.name == report.generation)
         what = "/".join(filter(None, [self.key.to_user_string(), key]))
         _log_report(self.context, what, report, trace)
         quarantined = self.store.quarantine.read(key) if report.quarantined else ROW_SCHEMA.empty_table()
         metadata = run_metadata(
             report,
-            live_rows=report.rows_in_store,
-            schema=generation.schema,
+            schema=self.store.named(report.generation).schema,
             folder=self.store.root / report.generation,
             partitioned=bool(key),
             delivered=self.longbow is not None,

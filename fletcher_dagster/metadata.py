@@ -24,7 +24,6 @@ _SHORT = 200  # characters of an id or a message in a table
 def run_metadata(
     report: RunReport,
     *,
-    live_rows: int,
     schema: pa.Schema,
     folder: Path,
     partitioned: bool,
@@ -38,7 +37,6 @@ def run_metadata(
     """The metadata of one materialization.
 
     Args:
-        live_rows: rows that the store holds for the asset, or for the partition when `partitioned`.
         schema: of the store's segments.
         folder: of the generation that was written.
         delivered: whether the run had a Longbow to deliver to.
@@ -50,7 +48,7 @@ def run_metadata(
             partitions stores thousands of times.
     """
     return {
-        "dagster/partition_row_count" if partitioned else "dagster/row_count": live_rows,
+        "dagster/partition_row_count" if partitioned else "dagster/row_count": report.rows_in_store,
         "dagster/table_name": report.generation,
         "dagster/uri": folder.absolute().as_uri(),
         "dagster/column_schema": column_schema(schema),

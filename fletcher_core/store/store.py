@@ -105,6 +105,16 @@ class VectorStore:
         names = self.manifest.generations(self.collection)
         return self._generation(names[0]) if names else None
 
+    def named(self, generation_name: str) -> Generation:
+        """The collection's generation of that name.
+
+        Raises:
+            StoreError: there is none.
+        """
+        if generation_name not in self.manifest.generations(self.collection):
+            raise StoreError(f"collection {self.collection!r} has no generation {generation_name!r}")
+        return self._generation(generation_name)
+
     def retire(self, generation_name: str, partition_key: str) -> None:
         """Drops a partition of an older generation, once the new one holds all of it.
 
@@ -112,9 +122,7 @@ class VectorStore:
             StoreLockedError: a run is writing it.
             StoreError: there is no such generation.
         """
-        if generation_name not in self.manifest.generations(self.collection):
-            raise StoreError(f"collection {self.collection!r} has no generation {generation_name!r}")
-        self._generation(generation_name).drop(partition_key)
+        self.named(generation_name).drop(partition_key)
 
     @contextmanager
     def workspace(self, run_id: str) -> Iterator[Path]:

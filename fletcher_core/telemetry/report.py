@@ -65,7 +65,7 @@ class Progress:
     seconds.
 
     Of a run over several `partitions`, `total` are the rows of those that were looked at so far; `partitions_done` are
-    committed and reported, and the engine is at `partition_key`, about.
+    committed and reported.
     """
 
     embedded: int
@@ -73,7 +73,6 @@ class Progress:
     texts_per_s: float
     seconds: float
     committed: int = 0
-    partition_key: str = ""
     partitions: int = 1
     partitions_done: int = 0
 

@@ -295,7 +295,6 @@ def test_search_names_what_it_needs(quiet: Project) -> None:
         quiet.fletcher.search("docs_embeddings", "bread")
 
 
-@pytest.mark.skipif(not PAGE.exists(), reason="the page was joined into docs/dagster.md, which has its own test")
 def test_the_pages_python_runs() -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     assert blocks

@@ -88,7 +88,6 @@ def report(**changes: Any) -> RunReport:
 def metadata(made_of: RunReport, *, partitioned: bool = False, delivered: bool = True, **more: Any) -> dict[str, Any]:
     return run_metadata(
         made_of,
-        live_rows=9,
         schema=SCHEMA,
         folder=Path("/vectors/docs"),
         partitioned=partitioned,
