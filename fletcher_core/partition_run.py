@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -109,8 +110,8 @@ class PartitionRun:
     pending: list[pa.Table] = field(default_factory=list)
 
     @classmethod
-    def opened(cls, run: RunContext, partition: Partition) -> "PartitionRun":
-        """Locks the partition and finds what changed in it.
+    def opened(cls, run: RunContext, partition: Partition, database: duckdb.DuckDBPyConnection) -> "PartitionRun":
+        """Locks the partition and finds what changed in it, in a database of `changes_database`.
 
         Raises:
             StoreLockedError: another run is writing it.
@@ -132,6 +133,7 @@ class PartitionRun:
                     on_duplicate=settings.on_duplicate,
                     on_missing=settings.on_missing,
                     memory_limit=settings.memory_limit,
+                    database=database,
                     stop=Stop(run.cancelled),
                 )
             opened = cls(run, partition, changes, stack.pop_all())

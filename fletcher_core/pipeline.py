@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from fletcher_core.batching import WINDOW
+from fletcher_core.changes import changes_database
 from fletcher_core.embedder import Embedder
 from fletcher_core.engines.failover import EngineHealth
 from fletcher_core.errors import ConfigError, FletcherError, InputError, RunCancelled, StoreError, StoreLockedError
@@ -283,14 +284,21 @@ class _Stream:
             yield self._packed(pieces, began)
 
     def _open_partitions(self) -> Iterator[PartitionRun]:
-        for partition in self.partitions:
-            try:
-                run = PartitionRun.opened(self.context, partition)
-            except (StoreLockedError, InputError) as error:
-                self.failed.append(error)
-                continue
-            self.opened.append(run)
-            yield run
+        context = self.context
+        with (
+            context.store.workspace(context.run_id) as folder,
+            changes_database(memory_limit=context.settings.memory_limit, spill=folder / "spill") as database,
+        ):
+            for partition in self.partitions:
+                try:
+                    run = PartitionRun.opened(context, partition, database)
+                except (StoreLockedError, InputError) as error:
+                    self.failed.append(error)
+                    continue
+                if partition is self.partitions[-1]:
+                    database.close()  # its memory is better used for embedding
+                self.opened.append(run)
+                yield run
 
     def _packed(self, pieces: list[Piece], began: float) -> tuple[_Packed, pa.ChunkedArray]:
         tables = [piece.rows for piece in pieces if piece.rows.num_rows]

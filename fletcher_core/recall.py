@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from fletcher_core.errors import LongbowNotFound
 from fletcher_core.longbow.client import LongbowClient
-from fletcher_core.sql import connect, literals
+from fletcher_core.sql import literals, session
 from fletcher_core.store.generation import Generation
 
 _SPARE_HITS = 16  # superseded rows stay in Longbow's index
@@ -102,7 +102,7 @@ def _stored(generation: Generation, sequences: Collection[int]) -> dict[int, npt
     def read() -> dict[int, npt.NDArray[np.float32]]:
         relation = f"read_parquet({literals(generation.files())}, hive_partitioning = false)"
         wanted = ", ".join(map(str, sorted(sequences)))
-        with connect() as connection:
+        with session() as connection:
             rows = connection.sql(f"SELECT sequence, vector FROM {relation} WHERE sequence IN ({wanted})").fetchall()
         return {sequence: np.array(vector or [], np.float32) for sequence, vector in rows}
 
@@ -136,7 +136,7 @@ def _drawn(generation: Generation, partition_key: str, labels: Sequence[str], ro
             f"SELECT sequence FROM ({live}) WHERE list_contains({literals(labels)}, segment) "
             f"ORDER BY hash(sequence, {seed}), sequence LIMIT {rows}"
         )
-        with connect() as connection:
+        with session() as connection:
             sequences = [sequence for (sequence,) in connection.sql(chosen).fetchall()]
             wanted = ", ".join(map(str, sequences)) or "NULL"
             select = f"SELECT sequence, id, vector::FLOAT[] AS vector FROM ({live}) WHERE sequence IN ({wanted})"

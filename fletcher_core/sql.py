@@ -3,6 +3,7 @@
 DuckDB takes parameters only where a value stands; tables, columns, files and the parts of a COPY need quoting.
 """
 
+import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from fletcher_core.errors import ConfigError, FletcherError
 from fletcher_core.stop import NEVER, Stop
 
 _LOOK_SECONDS = 0.05  # between two looks at whether to interrupt a query
+_databases: dict[int, duckdb.DuckDBPyConnection] = {}  # by process: a forked one must not use its parent's
 
 
 def connect(
@@ -37,7 +39,21 @@ def connect(
     except duckdb.Error as error:
         raise ConfigError(f"DuckDB refuses memory_limit={memory_limit!r}, threads={threads!r}: {error}") from error
     connection.execute("SET TimeZone = 'UTC'")
+    # What a query read stays in no cache: a database that lives long must not hold on to memory.
+    connection.execute("SET enable_external_file_cache = false")
     return connection
+
+
+def session() -> duckdb.DuckDBPyConnection:
+    """A connection of its own to the one in-memory database of this process, for queries over files of the store.
+
+    It takes 0.3 ms, where a database takes 14. Tables made here are for nobody else if they are TEMP; do not attach
+    anything: that would be seen by all.
+    """
+    process = os.getpid()
+    if process not in _databases:
+        _databases.setdefault(process, connect())
+    return _databases[process].cursor()
 
 
 @contextmanager

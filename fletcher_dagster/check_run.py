@@ -175,7 +175,7 @@ class _Evaluation:
         ]
 
     def _duplicates(self) -> dict[str, Fault]:
-        return {key: duplicate_ids(self._generation, key) for key in self._keys}
+        return duplicate_ids(self._generation, self._keys)
 
     def _drifts(self) -> dict[str, Drift | None]:
         return {

@@ -57,6 +57,7 @@ class _Outcome:
     """One partition after its run."""
 
     partition_key: str
+    line: str
     metadata: dict[str, Any]
     version: str
     tally: Tally
@@ -118,7 +119,7 @@ class _AssetRun:
                     progress=progress.update,
                     cancelled=cancelled,
                     run_id=self.context.run.run_id,
-                    log_figures=False,  # _log_report does, in Dagster's own log of the run
+                    log_figures=False,  # Dagster's own log of the run, or its event, says it
                 )
 
             def committed(report: RunReport) -> None:
@@ -141,7 +142,10 @@ class _AssetRun:
         """Looks at what the store holds of a partition that the pipeline is done with."""
         key = report.partition_key
         what = "/".join(filter(None, [self.key.to_user_string(), key]))
-        _log_report(self.context, what, report, trace)
+        line = f"{what}: {report.rows_in_store:,} rows in the store; {run_line(report)}"
+        if not several:  # else it is the event's description: each line of a log costs as much as an event
+            self.context.log.info(line + (f"; trace {trace}" if trace else ""))
+        _log_mishaps(self.context, what, report)
         quarantined = self.store.quarantine.read(key) if report.quarantined else ROW_SCHEMA.empty_table()
         metadata = run_metadata(
             report,
@@ -157,7 +161,7 @@ class _AssetRun:
         )
         present = report.new + report.changed + report.stale + report.unchanged - report.remaining
         tally = tally_of(key, report.rows_in_store, present, quarantined, generation=report.generation)
-        return _Outcome(key, metadata, report.content_version, tally)
+        return _Outcome(key, line, metadata, report.content_version, tally)
 
 
 def _report_committed(context: dg.AssetExecutionContext, key: dg.AssetKey, outcome: _Outcome) -> None:
@@ -166,6 +170,7 @@ def _report_committed(context: dg.AssetExecutionContext, key: dg.AssetKey, outco
         dg.AssetMaterialization(
             asset_key=key,
             partition=outcome.partition_key,
+            description=outcome.line,
             metadata=outcome.metadata,
             tags={
                 "dagster/data_version": outcome.version,
@@ -190,11 +195,7 @@ def _result(key: dg.AssetKey, outcomes: Sequence[_Outcome]) -> dg.MaterializeRes
     return dg.MaterializeResult(asset_key=key, data_version=dg.DataVersion(version))
 
 
-def _log_report(context: dg.AssetExecutionContext, what: str, report: RunReport, trace: str) -> None:
-    context.log.info(
-        f"{what}: {report.rows_in_store:,} rows in the store; {run_line(report)}"
-        + (f"; trace {trace}" if trace else "")
-    )
+def _log_mishaps(context: dg.AssetExecutionContext, what: str, report: RunReport) -> None:
     if report.note:
         context.log.info(f"{what}: {report.note}")
     if report.engine_problem:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from fletcher_core.errors import LongbowNotFound, StoreError
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.longbow.wire import BLOCK_ROWS
-from fletcher_core.sql import connect, first_line
+from fletcher_core.sql import first_line, session
 from fletcher_core.store.generation import Generation
 from fletcher_core.store.segments import Segment
 
@@ -114,7 +114,7 @@ def live_sequences(generation: Generation) -> npt.NDArray[np.int64]:
     """Sequences of all live rows, sorted. Raises StoreError when a file cannot be read."""
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            with connect() as connection:
+            with session() as connection:
                 query = f"SELECT sequence FROM ({generation.live_sql()}) ORDER BY sequence"
                 return np.asarray(connection.execute(query).fetchnumpy()["sequence"], dtype=np.int64)
         except duckdb.IOException as error:  # a file that a compaction has just merged into another

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import duckdb
 
 from fletcher_core.errors import StoreError
-from fletcher_core.sql import connect, first_line
+from fletcher_core.sql import first_line, session
 from fletcher_core.store.generation import Generation
 
 _ATTEMPTS = 5  # another run may compact the files away between their naming and their opening
@@ -34,7 +34,7 @@ def content_of(generation: Generation, partition_key: str) -> Content:
     content = "bit_xor(md5_number_lower(concat_ws(chr(31), id, content_hash, metadata_hash)))"
     for attempt in range(_ATTEMPTS):
         try:
-            with connect() as connection:
+            with session() as connection:
                 count, digest = connection.execute(
                     f"SELECT count(*), {content} FROM ({generation.live_sql(partition_key)})"
                 ).fetchall()[0]

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from fletcher_core.errors import StoreError, StoreLockedError
 from fletcher_core.models.card import ModelCard
 from fletcher_core.setting_values import VectorType
-from fletcher_core.sql import connect, first_line, identifier, literals
+from fletcher_core.sql import first_line, identifier, literals, session
 from fletcher_core.store.compaction import CompactionReport, compact_partition, newest_small_files
 from fletcher_core.store.durable import committed
 from fletcher_core.store.identity import FILE_NAME, Identity, read_identity
@@ -356,7 +356,7 @@ class Generation:
 
     def _query(self, select: Callable[[], str]) -> pa.Table:
         def read() -> pa.Table:
-            with connect() as connection:
+            with session() as connection:
                 return connection.sql(select()).to_arrow_table()
 
         return self.settled(read)

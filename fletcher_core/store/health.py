@@ -5,9 +5,10 @@ are compared in DuckDB, from narrow columns alone, as no single pass of bounded 
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 
 from fletcher_core.errors import StoreError
 from fletcher_core.setting_values import VectorType
-from fletcher_core.sql import connect, literals
+from fletcher_core.sql import connect, literals, session
 from fletcher_core.store.generation import Generation
 from fletcher_core.store.schema import UPSERT
 from fletcher_core.store.workspace import workspace
@@ -104,8 +105,8 @@ def vector_health(
     return generation.settled(read)
 
 
-def duplicate_ids(generation: Generation, partition_key: str) -> Fault:
-    """Live rows beyond the first of their id, in a partition.
+def duplicate_ids(generation: Generation, partition_keys: Sequence[str]) -> dict[str, Fault]:
+    """Live rows beyond the first of their id, in each of the partitions.
 
     Raises:
         StoreError: a segment file is damaged or gone, or there is no room to compare so many ids.
@@ -115,7 +116,7 @@ def duplicate_ids(generation: Generation, partition_key: str) -> Fault:
         connect(memory_limit=_MEMORY_LIMIT, spill=spill) as connection,
     ):
 
-        def read() -> Fault:
+        def surplus(partition_key: str) -> Fault:
             repeated = f"SELECT id, count(*) - 1 AS surplus FROM ({generation.live_sql(partition_key)}) GROUP BY id"
             rows, ids = connection.execute(
                 f"SELECT coalesce(sum(surplus), 0)::BIGINT, min(id, {EXAMPLES}) "
@@ -123,7 +124,7 @@ def duplicate_ids(generation: Generation, partition_key: str) -> Fault:
             ).fetchall()[0]
             return Fault(int(rows), tuple(ids or ()))
 
-        return generation.settled(read)
+        return {key: generation.settled(partial(surplus, key)) for key in partition_keys}
 
 
 class _Figures:
@@ -191,7 +192,7 @@ def _superseded(files: list[Path]) -> npt.NDArray[np.int64]:
     if not files:
         return np.empty(0, np.int64)
     select = f"SELECT replaces FROM read_parquet({literals(files)}, hive_partitioning = false)"
-    with connect(memory_limit=_MEMORY_LIMIT) as connection:
+    with session() as connection:
         found = connection.sql(f"{select} WHERE replaces IS NOT NULL").fetchnumpy()["replaces"]
     return np.sort(np.asarray(found, np.int64))
 

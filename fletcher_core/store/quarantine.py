@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fletcher_core.errors import StoreError
-from fletcher_core.sql import connect
+from fletcher_core.sql import session
 from fletcher_core.store.durable import committed, write_failed
 from fletcher_core.store.schema import folder_name
 from fletcher_core.store.versions import QUARANTINE_VERSION, check_version, version_of
@@ -78,7 +78,7 @@ class Quarantine:
         table = _rows(rows)
         if table.num_rows == 0:
             return
-        with connect() as connection:
+        with session() as connection:
             connection.register("rows", table)
             connection.register("earlier", self._recorded(partition_key))
             attempts = (
@@ -150,7 +150,7 @@ class Quarantine:
         """
         if not self._files(partition_key):  # most often: a database only to find nothing takes 15 ms
             return SCHEMA.empty_table()
-        with connect() as connection:
+        with session() as connection:
             connection.register("recorded", self._recorded(partition_key))
             newest = (
                 "SELECT * EXCLUDE (number) FROM recorded "

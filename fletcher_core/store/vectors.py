@@ -26,9 +26,10 @@ SCHEMA = pa.schema(
 
 
 def write_known_vectors(
-    connection: duckdb.DuckDBPyConnection, hashes: str, generation: Generation, target: Path
+    connection: duckdb.DuckDBPyConnection, hashes: str | None, generation: Generation, target: Path
 ) -> None:
-    """Writes the known vectors for the content hashes that the SELECT `hashes` gives to the Parquet file `target`.
+    """Writes the known vectors for the content hashes that the SELECT `hashes` gives to the Parquet file `target`;
+    None stands for no hashes, for which the store's files need no look.
 
     It has the columns of `SCHEMA` and each hash at most once; no rows when nothing is known. All generations of the
     collection under the same fingerprint are searched, unless they keep their vectors less precisely.
@@ -37,7 +38,7 @@ def write_known_vectors(
         path for each in (generation, *generation.siblings()) if _serves(each, generation) for path in each.files()
     ]
     with pq.ParquetWriter(target, SCHEMA, compression="none") as writer:
-        if not files:
+        if hashes is None or not files:
             return
         for path, rows in _places(connection, hashes, files):
             for table in _rows_of(path, rows):

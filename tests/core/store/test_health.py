@@ -121,14 +121,14 @@ def test_duplicates_are_found_across_segments_of_a_partition(generation: Generat
     put(generation, {"a": UNIT})
     put(generation, {"a": UNIT})
     put(generation, {"b": UNIT}, "q")
-    assert (duplicate_ids(generation, "p").rows, duplicate_ids(generation, "p").ids) == (2, ("a",))
-    assert duplicate_ids(generation, "q").rows == 0
+    assert (duplicate_ids(generation, ["p"])["p"].rows, duplicate_ids(generation, ["p"])["p"].ids) == (2, ("a",))
+    assert duplicate_ids(generation, ["q"])["q"].rows == 0
 
 
 def test_a_replaced_row_is_no_duplicate(generation: Generation) -> None:
     write(generation, "p", {"a": "one"})
     write(generation, "p", {"a": "two"})
-    assert duplicate_ids(generation, "p").rows == 0
+    assert duplicate_ids(generation, ["p"])["p"].rows == 0
 
 
 def test_a_damaged_file_is_named(generation: Generation) -> None:
