@@ -477,7 +477,9 @@ class Embedder:
                 yield guarded()
 
     def compute(self, batches: Iterable[TokenBatch], stop: Stop = NEVER) -> Generator[Computed]:
-        """What the engine makes of `batches`, planned by `engine.batching`, in order; the embedder's turn is held.
+        """What the engine makes of `batches`, planned by `engine.batching`, in order.
+
+        The embedder's turn is held from the first batch on: who has none keeps nobody waiting, and waits for nobody.
 
         Vectors are not looked at: see `guard`. A text that the engine fails on is named in its batch's result.
 
@@ -485,8 +487,12 @@ class Embedder:
             EngineError: the engine is broken, whatever the text.
             RunCancelled, DeadlineExceeded: `stop` says so, also while another thread has its turn.
         """
+        source = iter(batches)
+        first = next(source, None)
+        if first is None:
+            return
         with stop.holding(self._turn):
-            yield from run_around_failures(self.engine, batches, self.known_good, stop)
+            yield from run_around_failures(self.engine, chain([first], source), self.known_good, stop)
 
 
 def vector_array(vectors: Vectors, missing: npt.NDArray[np.bool_] | None = None) -> pa.FixedSizeListArray:
