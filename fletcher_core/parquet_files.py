@@ -113,7 +113,8 @@ def list_files(
         except (duckdb.Error, OSError) as error:  # a filesystem of fsspec has errors of its own
             raise SourceError(f"cannot list the Parquet files {pattern!r}: {first_line(error)}") from error
         if not found:
-            raise SourceError(f"there is no Parquet file at {pattern!r}: check the path (relative to {Path.cwd()})")
+            check = "the address" if "://" in pattern else f"the path (relative to {Path.cwd()})"
+            raise SourceError(f"there is no Parquet file at {pattern!r}: check {check}")
         paths += [path for (path,) in found]
     keys = {tuple(sorted(_hive(path))) for path in paths}
     return ParquetFiles(tuple(paths), _common_depth(patterns), file_column, keys.pop() if len(keys) == 1 else ())

@@ -230,6 +230,11 @@ def test_any_filesystem_of_fsspec_can_be_read(lake: str, corpus: Corpus) -> None
     assert ids(corpus, source, FIRST) == ["1", "2", "4"]
 
 
+def test_an_address_with_no_files_is_no_path_of_this_machine(lake: str, corpus: Corpus) -> None:
+    with pytest.raises(SourceError, match=r"no Parquet file at 'memory://.*': check the address$"):
+        ids(corpus, ParquetTable(f"{lake}/*.parquet", name="docs"))
+
+
 def test_a_damaged_file_elsewhere_is_named(lake: str, corpus: Corpus) -> None:
     put(f"{lake}/good.parquet", [1])
     with fsspec.open(f"{lake}/bad.parquet", "wb") as file:
