@@ -23,7 +23,7 @@ def connect(
 ) -> duckdb.DuckDBPyConnection:
     """An in-memory database. What exceeds `memory_limit` ("2GB") goes to the folder `spill`.
 
-    Time stamps with a zone read alike on every machine: the session's zone is UTC.
+    Time stamps with a zone read alike on every machine: the zone is UTC, here and in the cursors made from it.
 
     Raises:
         ConfigError: DuckDB refuses a setting.
@@ -38,7 +38,7 @@ def connect(
         connection = duckdb.connect(":memory:", config={k: v for k, v in settings.items() if v is not None})
     except duckdb.Error as error:
         raise ConfigError(f"DuckDB refuses memory_limit={memory_limit!r}, threads={threads!r}: {error}") from error
-    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET GLOBAL TimeZone = 'UTC'")  # a cursor has nothing of what holds for a session
     # What a query read stays in no cache: a database that lives long must not hold on to memory.
     connection.execute("SET enable_external_file_cache = false")
     return connection
