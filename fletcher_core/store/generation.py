@@ -92,7 +92,7 @@ class Generation:
         with self._lock(partition_key).held(run_id):
             self._held.add(partition_key)
             try:
-                recover(self.root, self.manifest, self.name, self._folder(partition_key))
+                recover(self.root, self.manifest, self._folder(partition_key))
                 yield
             finally:
                 self._held.discard(partition_key)
@@ -168,9 +168,9 @@ class Generation:
         """Puts in order what killed runs left in partitions that nobody is using now."""
         for folder in (self.root / self.name / "segments").glob("*/"):
             lock = self._folder_lock(folder.name, folder.name)
-            if needs_recovery(self.manifest, self.name, folder) and lock.try_acquire("recovery"):
+            if needs_recovery(self.manifest, folder) and lock.try_acquire("recovery"):
                 try:
-                    recover(self.root, self.manifest, self.name, folder)
+                    recover(self.root, self.manifest, folder)
                 finally:
                     lock.release()
 

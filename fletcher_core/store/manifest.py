@@ -143,6 +143,15 @@ class Manifest:
         )
         return [self._root / file for (file,) in rows]
 
+    def files_in(self, folder: Path) -> list[Path]:
+        """Files of segments in a partition's folder, at a cost that does not grow with the number of partitions."""
+        within = f"{self._name(folder)}/"
+        rows = self._database.read(
+            "SELECT DISTINCT file FROM segments WHERE file > ? AND file < ? ORDER BY 1",
+            (within, f"{within[:-1]}{chr(ord('/') + 1)}"),
+        )
+        return [self._root / file for (file,) in rows]
+
     def partitions(self, generation: str) -> list[str]:
         """Partition keys that have segments."""
         rows = self._database.read(

@@ -35,17 +35,17 @@ def rebuild(root: Path, manifest: Manifest) -> None:
     manifest.add_files(files, next_sequence=max(used) + 1)
 
 
-def needs_recovery(manifest: Manifest, generation: str, folder: Path) -> bool:
+def needs_recovery(manifest: Manifest, folder: Path) -> bool:
     """Whether a partition's folder differs from what the manifest says of it."""
     names = set(os.listdir(folder)) if folder.is_dir() else set()
-    return names != {file.name for file in manifest.files(generation) if file.parent == folder}
+    return names != {file.name for file in manifest.files_in(folder)}
 
 
-def recover(root: Path, manifest: Manifest, generation: str, folder: Path) -> None:
+def recover(root: Path, manifest: Manifest, folder: Path) -> None:
     """Makes a partition's folder and the manifest agree. The caller holds the partition's lock."""
-    if not folder.is_dir() or not needs_recovery(manifest, generation, folder):
+    if not folder.is_dir() or not needs_recovery(manifest, folder):
         return
-    known = {file for file in manifest.files(generation) if file.parent == folder}
+    known = set(manifest.files_in(folder))
     present = set(folder.glob("*.parquet")) - set(manifest.garbage())
     # Read first: when a newer Fletcher wrote one of them, nothing here is for us to put in order.
     found = _current(folder, sorted(present - known))

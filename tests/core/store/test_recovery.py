@@ -3,12 +3,14 @@
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from store_contents import check_invariants, generation_of, live_texts, open_store, write
 
 from fletcher_core.errors import ConfigError, StoreError
 from fletcher_core.store import Generation, VectorStore
+from fletcher_core.store.database import Database
 
 
 def test_temporary_files_are_swept(store: VectorStore, generation: Generation) -> None:
@@ -105,3 +107,22 @@ def test_a_store_needs_a_usable_folder_and_a_name(tmp_path: Path) -> None:
         open_store(tmp_path / "file")
     with pytest.raises(ConfigError, match="collection name"):
         VectorStore.open(tmp_path, collection="")
+
+
+def test_a_partition_costs_the_same_however_many_others_there_are(
+    store: VectorStore, generation: Generation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(30):
+        write(generation, f"p{n}", {"a": "one"})
+    read, rows = Database.read, []
+
+    def counted(database: Database, *arguments: Any) -> list[tuple[Any, ...]]:
+        found = read(database, *arguments)
+        rows.append(len(found))
+        return found
+
+    monkeypatch.setattr(Database, "read", counted)
+    with generation.locked("p7", "run"):
+        assert sum(rows) < 10
+    open_store(store.root).close()
+    assert sum(rows) < 60
