@@ -419,7 +419,7 @@ class Embedder:
                 waiting for another caller's turn to end.
         """
         open_windows: deque[tuple[Payload, TextWindow]] = deque()
-        waited = 0.0
+        waited, is_over = 0.0, False
         work, busy = EngineWork(DEVICE_BUSY), observed(busy)
 
         def encode() -> Generator[tuple[Payload, TextWindow]]:
@@ -432,24 +432,25 @@ class Embedder:
                 yield payload, window
 
         def batches() -> Generator[TokenBatch]:
-            nonlocal waited
-            encoded = prefetch(encode(), ahead) if ahead else encode()
-            try:
-                while True:
-                    started = time.perf_counter()
-                    work.waits()
-                    opened = next(encoded, None)
-                    work.goes_on()
-                    waited += time.perf_counter() - started
-                    if opened is None:
-                        return
-                    open_windows.append(opened)
-                    for batch in opened[1].batches():
-                        stop.check()
-                        work.sent()
-                        yield batch
-            finally:
-                encoded.close()
+            """Up to the next window without any: it waits for nothing, and is given back before another is opened."""
+            nonlocal waited, is_over
+            while True:
+                stop.check()
+                started = time.perf_counter()
+                work.waits()
+                opened = next(encoded, None)
+                work.goes_on()
+                waited += time.perf_counter() - started
+                if opened is None:
+                    is_over = True
+                    return
+                open_windows.append(opened)
+                if opened[1].done:
+                    return
+                for batch in opened[1].batches():
+                    stop.check()
+                    work.sent()
+                    yield batch
 
         def guarded() -> tuple[Payload, EmbeddedTexts]:
             started = time.perf_counter()
@@ -458,23 +459,25 @@ class Embedder:
             busy("guard", started, time.perf_counter())
             return payload, finished
 
-        source = batches()
-        with work, closing(source), closing(self.compute(source, stop)) as results:
-            started = time.perf_counter()
-            for computed in results:
-                work.answered()
-                busy("compute", started + waited, time.perf_counter())
-                waited = 0.0
-                while open_windows[0][1].done:
+        encoded = prefetch(encode(), ahead) if ahead else encode()
+        with work, closing(encoded):
+            while not is_over:
+                with closing(batches()) as source, closing(self.compute(source, stop)) as results:
+                    started = time.perf_counter()
+                    for computed in results:
+                        work.answered()
+                        busy("compute", started + waited, time.perf_counter())
+                        waited = 0.0
+                        while open_windows[0][1].done:
+                            yield guarded()
+                        open_windows[0][1].accept(computed)
+                        if on_batch is not None:
+                            on_batch(len(computed.vectors))
+                        started = time.perf_counter()
+                while open_windows:
+                    if not open_windows[0][1].done:
+                        raise EngineError(f"engine {self.engine.name!r} ended a stream of batches before its last one")
                     yield guarded()
-                open_windows[0][1].accept(computed)
-                if on_batch is not None:
-                    on_batch(len(computed.vectors))
-                started = time.perf_counter()
-            while open_windows:
-                if not open_windows[0][1].done:
-                    raise EngineError(f"engine {self.engine.name!r} ended a stream of batches before its last one")
-                yield guarded()
 
     def compute(self, batches: Iterable[TokenBatch], stop: Stop = NEVER) -> Generator[Computed]:
         """What the engine makes of `batches`, planned by `engine.batching`, in order.

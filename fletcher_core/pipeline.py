@@ -46,6 +46,10 @@ __all__ = ["MaterializeSettings", "materialize", "materialize_partitions"]
 _FEW_ROWS = 64
 # Seconds that a window waits for rows of further partitions.
 _FILL_SECONDS = 0.25
+# Partitions of a window, and pieces of work that wait for the writer: each partition that is on its way keeps two files
+# open, and some hundred have to be enough for a process.
+_WINDOW_PIECES = 32
+_WAITING_WORK = 32
 # Some full segments: what the sender falls behind by.
 _RECENT_BYTES = 3 * SEGMENT_BYTES
 # Equal parts of a run of which the report says how busy each stage was: so many bars fit the page of an asset.
@@ -276,7 +280,7 @@ class _Stream:
                 pieces.append(piece)
                 size += piece.rows.nbytes
                 late = time.perf_counter() - waiting >= _FILL_SECONDS
-                if room() <= 0 or late:
+                if room() <= 0 or late or len(pieces) >= _WINDOW_PIECES:
                     yield self._packed(pieces, began)
                     pieces, size = [], 0
                     waiting = began = time.perf_counter()
@@ -290,6 +294,7 @@ class _Stream:
             changes_database(memory_limit=context.settings.memory_limit, spill=folder / "spill") as database,
         ):
             for partition in self.partitions:
+                Stop(context.cancelled).check()
                 try:
                     run = PartitionRun.opened(context, partition, database)
                 except (StoreLockedError, InputError) as error:
@@ -403,9 +408,9 @@ class _Stream:
     def _write(
         self, writer: ThreadPoolExecutor, work: Callable[..., None], *what: object, rows: int = 0
     ) -> Future[None]:
-        """Hands `work` to the writer. Never more rows than a segment's wait there: memory stays bounded. A failure ends
-        the run, and nothing is done to the store after it."""
-        self._written(self.context.segment_rows - rows)
+        """Hands `work` to the writer. Never more rows than a segment's wait there, nor much else: memory and open files
+        stay bounded. A failure ends the run, and nothing is done to the store after it."""
+        self._written(self.context.segment_rows - rows, _WAITING_WORK)
 
         def unless_broken() -> None:
             if self.broken:
@@ -420,11 +425,13 @@ class _Stream:
         self.writing.append((future, rows))
         return future
 
-    def _written(self, room: int = -1) -> None:
-        """Waits until at most `room` rows are with the writer (below 0: nothing is); raises what went wrong there."""
+    def _written(self, room: int = -1, pieces: int = 0) -> None:
+        """Waits until at most `room` rows in `pieces` of work are with the writer (below 0: nothing is); raises what
+        went wrong there."""
         while self.writing:
             future, _ = self.writing[0]
-            if not future.done() and sum(rows for _, rows in self.writing) <= room:
+            is_room = len(self.writing) <= pieces and sum(rows for _, rows in self.writing) <= room
+            if not future.done() and is_room:
                 return
             future.result()
             self.writing.popleft()

@@ -10,6 +10,7 @@ import pytest
 
 from fletcher_core.embedder import Embedder
 from fletcher_core.errors import ConfigError, InputError, RunCancelled, SourceError, StoreLockedError
+from fletcher_core.partition_run import PartitionRun
 from fletcher_core.pipeline import MaterializeSettings, materialize, materialize_partitions
 from fletcher_core.sources import DuckDBTable, Partition
 from fletcher_core.store import VectorStore
@@ -185,3 +186,32 @@ def test_a_budget_keeps_the_earlier_model_until_it_is_replaced(
     second = materialize_partitions(source, PARTITIONS, embedder=shorter, store=store, settings=settings)
     assert [report.stale for report in second] == [0, 0, 0, 0, 0, 0, 41]
     assert [generation.row_count() for generation in store.generations()] == [141, 0]
+
+
+def test_few_partitions_are_held_at_a_time_where_nothing_changed(
+    source: DuckDBTable, store: VectorStore, minilm: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fletcher_core.pipeline._FILL_SECONDS", 0.0)
+    monkeypatch.setattr("fletcher_core.pipeline._WAITING_WORK", 2)
+    opened, held = PartitionRun.opened, []
+
+    def counted(*arguments: object) -> PartitionRun:
+        held.append(len(list((store.root / "work").iterdir())))
+        return opened(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PartitionRun, "opened", counted)
+    empty = [Partition(f"empty {n}", value=f"empty {n}") for n in range(40)]
+    assert len(materialize_partitions(source, empty, embedder=minilm, store=store)) == 40
+    assert max(held) < 15
+
+
+def test_a_run_over_unchanged_partitions_can_be_cancelled(
+    source: DuckDBTable, store: VectorStore, minilm: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fletcher_core.sql._LOOK_SECONDS", 60.0)  # no query here takes as long as to be interrupted
+    cancelled, seen = threading.Event(), []
+    empty = [Partition(f"empty {n}", value=f"empty {n}") for n in range(3)]
+    cancelled.set()
+    with pytest.raises(RunCancelled):
+        materialize_partitions(source, empty, embedder=minilm, store=store, cancelled=cancelled, committed=seen.append)
+    assert not seen
