@@ -1,6 +1,7 @@
 """Rows that an engine has failed on again and again: known, so that no run hangs or loses its engine over them again.
 
-In: rows of the snapshot of changes. Out: those to try, and those to set aside, with what the quarantine has of them.
+In: rows of the snapshot of changes. Out: those to try, and those to set aside, with what the quarantine has of them;
+and which of them were refused before, for whatever reason.
 """
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ class GivenUp:
 
     def __init__(self, quarantine: Quarantine, partition_key: str, card: ModelCard, attempts: int) -> None:
         self._rows = quarantine.given_up(partition_key, card.fingerprint, attempts)
+        self._refused = _keys(quarantine.refused(partition_key, card.fingerprint))
 
     def part(self, rows: pa.Table) -> tuple[pa.Table, pa.Table, pa.Table]:
         """`rows` (id, content_hash, ...) to try; those whose text is still the one that failed; the quarantine's rows
@@ -24,6 +26,15 @@ class GivenUp:
         known, keys = _keys(self._rows), _keys(rows)
         failed = pc.is_in(keys, known)
         return rows.filter(pc.invert(failed)), rows.filter(failed), self._rows.filter(pc.is_in(known, keys))
+
+    @property
+    def any_refused(self) -> bool:
+        """Whether `refused` can be true of some row."""
+        return len(self._refused) > 0
+
+    def refused(self, rows: pa.Table) -> pa.ChunkedArray:
+        """For each row whether the model had it before, with this text, and it was set aside."""
+        return pc.is_in(_keys(rows), self._refused)
 
 
 def _keys(rows: pa.Table) -> pa.ChunkedArray:

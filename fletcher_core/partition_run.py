@@ -93,6 +93,7 @@ class PartitionRun:
     held: ExitStack
     note: str = ""
     remaining: int = 0
+    put_off: int = 0
     quarantined: int = 0
     truncated: int = 0
     cache_hits: int = 0
@@ -161,17 +162,20 @@ class PartitionRun:
     def pieces(self, room: Callable[[], int], budget: Callable[[int], int]) -> Iterator[Piece]:
         """The rows of the snapshot in pieces of at most `room()` rows, at least one piece.
 
-        `budget(rows)` says how many of `rows` may be embedded yet.
+        `budget(rows)` says how many of `rows` may be embedded yet. Rows that it leaves over remain for the next run,
+        but not those that were refused before: they stay in the quarantine.
         """
         given_up = GivenUp(
             self.run.store.quarantine, self.partition.key, self.run.embedder.card, self.run.settings.max_attempts
         )
         held: tuple[pa.Table, pa.Table, pa.Table] | None = None
         none = pa.table({"id": pa.array([], pa.string()), "replaces": pa.array([], pa.int64())})
-        for batch in self._snapshot(room):
-            rows = pa.Table.from_batches([batch])
+        for rows, is_again in self._in_turn(room, given_up):
             allowed = budget(rows.num_rows)
-            self.remaining += rows.num_rows - allowed
+            if is_again:
+                self.put_off += rows.num_rows - allowed
+            else:
+                self.remaining += rows.num_rows - allowed
             if not allowed:
                 continue
             tried, untried, known = given_up.part(rows.slice(0, allowed))
@@ -180,6 +184,17 @@ class PartitionRun:
             held = tried, untried.select(["id", "replaces"]), known
         rows, untried, known = held if held is not None else (none, none, none)
         yield Piece(self, rows, untried, known, last=True)
+
+    def _in_turn(self, room: Callable[[], int], given_up: GivenUp) -> Iterator[tuple[pa.Table, bool]]:
+        """The snapshot's rows, and whether they were refused before. With a budget such rows come last: it would be
+        spent on them in each run, and the others never have their turn."""
+        if self.run.settings.max_rows is None:
+            yield from ((pa.Table.from_batches([batch]), False) for batch in self._snapshot(room))
+            return
+        for is_again in (False, True) if given_up.any_refused else (False,):
+            for batch in self._snapshot(room):
+                rows = pa.Table.from_batches([batch])
+                yield rows.filter(pc.equal(given_up.refused(rows), is_again)), is_again
 
     def _snapshot(self, room: Callable[[], int]) -> Iterator[pa.RecordBatch]:
         """The snapshot in pieces, each few enough rows for a window."""
@@ -263,7 +278,7 @@ class PartitionRun:
                 _LOG.warning("%s was embedded %s: those rows are dropped", run.store.collection, layout)
                 self._retire(generation.name, stored)
         generation.compact_if_needed(key, run.settings.max_segments)
-        if run.settings.on_missing == "keep" or self.remaining:
+        if run.settings.on_missing == "keep" or self.remaining or self.put_off:
             self._keep_quarantined()
         run.store.quarantine.retain(key, run.run_id)
 

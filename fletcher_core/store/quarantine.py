@@ -107,6 +107,11 @@ class Quarantine:
         tried = pc.and_(pc.greater_equal(rows["attempts"], attempts), pc.equal(rows["fingerprint"], fingerprint))
         return rows.filter(pc.and_(tried, pc.equal(rows["reason"], ENGINE_FAILED)))
 
+    def refused(self, partition_key: str, fingerprint: str) -> pa.Table:
+        """Rows, as `read` gives them, that were tried with this model, but not those to be tried anew (`retry`)."""
+        rows = self.read(partition_key)
+        return rows.filter(pc.and_(pc.greater(rows["attempts"], 0), pc.equal(rows["fingerprint"], fingerprint)))
+
     def keep(self, rows: pa.Table, *, run_id: str, is_counted: bool = True) -> None:
         """Counts rows, as `read` gives them, among those of this run, without an attempt more; in the metrics, too, if
         `is_counted`."""

@@ -215,3 +215,29 @@ def test_a_run_over_unchanged_partitions_can_be_cancelled(
     with pytest.raises(RunCancelled):
         materialize_partitions(source, empty, embedder=minilm, store=store, cancelled=cancelled, committed=seen.append)
     assert not seen
+
+
+def test_a_budget_is_not_spent_again_and_again_on_rows_that_are_refused(
+    source: DuckDBTable, store: VectorStore, minilm: Embedder
+) -> None:
+    strict = Embedder.load(max_length=32, long_text="error")
+    long = "'" + "long " * 100 + "' || id"
+    change(source, f"UPDATE notes SET text = {long} WHERE part = 'c' AND id < 'c3'")
+    refused = ids(source, "text LIKE 'long%'")
+    settings, partition = MaterializeSettings(max_rows=5), [PARTITIONS[2]]
+    stored, remaining = [], []
+    for _ in range(2 + SIZES["c"] // 5):
+        (report,) = materialize_partitions(source, partition, embedder=strict, store=store, settings=settings)
+        stored.append(report.rows_in_store)
+        remaining.append(report.remaining)
+    assert len(refused) > 5
+    assert stored[-1] == SIZES["c"] - len(refused)
+    assert remaining[-1] == 0
+    assert sorted(store.quarantine.read("c")["id"].to_pylist()) == refused
+
+
+def ids(source: DuckDBTable, condition: str) -> list[str]:
+    with duckdb.connect(str(source.database)) as connection:
+        return [
+            row_id for (row_id,) in connection.execute(f"SELECT id FROM notes WHERE {condition} ORDER BY id").fetchall()
+        ]
