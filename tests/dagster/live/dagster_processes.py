@@ -1,7 +1,7 @@
 """Dagster as it is deployed: a code server, a webserver and the daemon, as processes over one home.
 
-In come the home's folder and the file with the definitions; out comes a client of the webserver. All processes, and
-those that they started, are gone when the block is left.
+In come the home's folder and the file with the definitions; out come a client of the webserver and a daemon that can be
+killed and started anew. All processes, and those that they started, are gone when the block is left.
 """
 
 import os
@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -33,13 +34,34 @@ run_coordinator:
   config: {{dequeue_interval_seconds: 1}}
 """
 
-# The daemon looks at its backfills every 30 seconds, which is no setting; here it does every second.
+# The daemon looks at its backfills every 30 seconds and at its sensors every 5, which is no setting; here it does every
+# second.
 _DAEMON = """
 import dagster._daemon.controller as controller
+import dagster._daemon.sensor as sensor
 controller.DEFAULT_DAEMON_INTERVAL_SECONDS = 1
+sensor.MIN_INTERVAL_LOOP_TIME = 1
 from dagster._daemon.cli import main
 main()
 """
+
+
+@dataclass
+class Dagster:
+    """What runs: `web` talks to the webserver, and `start_daemon` gives the process of a daemon over the same home."""
+
+    web: WebserverClient
+    daemon: subprocess.Popen[bytes]
+    start_daemon: Callable[[], subprocess.Popen[bytes]]
+
+    def kill_daemon(self) -> None:
+        """As a lost machine would: nothing is put in order before it is gone."""
+        self.daemon.kill()
+        self.daemon.wait()
+
+    def start_another_daemon(self) -> None:
+        """In place of one that was killed."""
+        self.daemon = self.start_daemon()
 
 
 def prepare_home(home: Path, pool_limit: int = 1, max_runs: int = 4) -> None:
@@ -50,7 +72,7 @@ def prepare_home(home: Path, pool_limit: int = 1, max_runs: int = 4) -> None:
 
 
 @contextmanager
-def running(home: Path, definitions: Path, environment: Mapping[str, str]) -> Iterator[WebserverClient]:
+def running(home: Path, definitions: Path, environment: Mapping[str, str]) -> Iterator[Dagster]:
     """The processes over `home`, started and answering; their output goes to files in it."""
     variables = {
         **os.environ,
@@ -69,22 +91,25 @@ def running(home: Path, definitions: Path, environment: Mapping[str, str]) -> It
         def start(name: str, *arguments: str) -> subprocess.Popen[bytes]:
             return stack.enter_context(_process(home / f"{name}.log", arguments, variables))
 
+        def start_daemon() -> subprocess.Popen[bytes]:
+            return start("daemon", "-c", _DAEMON, "run", "-w", str(workspace))
+
         address = ("-h", "127.0.0.1", "-p", str(code_port))
         code = start("code", "-m", "dagster", "api", "grpc", "-f", str(definitions), *address)
         _until(code, home / "code.log", lambda: _listens(code_port))
         address = ("-h", "127.0.0.1", "-p", str(port))
         web = start("web", "-m", "dagster_webserver", "-w", str(workspace), *address)
-        daemon = start("daemon", "-c", _DAEMON, "run", "-w", str(workspace))
+        daemon = start_daemon()
         with WebserverClient(f"http://127.0.0.1:{port}", LOCATION) as client:
             _until(web, home / "web.log", lambda: _listens(port) and _loaded(client))
             _until(daemon, home / "daemon.log", client.daemon_is_healthy)
-            yield client
+            yield Dagster(client, daemon, start_daemon)
 
 
 @contextmanager
 def _process(log: Path, arguments: tuple[str, ...], variables: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """A Python process in a session of its own, which is ended with all that it started."""
-    with log.open("wb") as output:
+    with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, *arguments],
             env=variables,

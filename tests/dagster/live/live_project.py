@@ -1,4 +1,5 @@
-"""The code location of the live tests: small partitioned assets by a tiny model, and large ones to be cancelled.
+"""The code location of the live tests: small assets by a tiny model under each sensor and schedule that Fletcher
+builds, and large ones to be cancelled.
 
 In come the folder with the tables and the first of the 60 days, from the environment; out go the definitions that the
 code server loads. The large assets use the real model: their runs are long because there is much to embed.
@@ -11,10 +12,22 @@ from typing import Any
 
 import dagster as dg
 
-from fletcher_dagster import DuckDBTable, FletcherResource, LongbowResource, ParquetTable, fletcher_assets
+from fletcher_dagster import (
+    DuckDBTable,
+    FletcherResource,
+    LongbowResource,
+    ParquetTable,
+    build_catch_up_schedule,
+    build_fletcher_schedule,
+    build_parquet_sensor,
+    build_rest_sensor,
+    build_watermark_sensor,
+    fletcher_assets,
+)
 
 FOLDER = Path(os.environ["FLETCHER_LIVE_FOLDER"])
 DATABASE = FOLDER / "source.duckdb"
+ORDERS = FOLDER / "orders.duckdb"  # of its own: it is written while sensor and runs read it
 NOTES = FOLDER / "notes.parquet"
 POOL = "fletcher_gpu"
 RETRIES = dg.RetryPolicy(max_retries=2, delay=1)  # a cancelled run must not use them
@@ -23,6 +36,9 @@ BOOKS = dg.StaticPartitionsDefinition(["leaflet", "tome"])
 _SETTINGS: dict[str, Any] = {"store_path": str(FOLDER / "vectors"), "longbow": LongbowResource(enabled=False)}
 tiny = FletcherResource(model=str(FOLDER / "model"), **_SETTINGS)
 minilm = FletcherResource(commit_seconds=0.5, **_SETTINGS)
+before = FletcherResource(model=str(FOLDER / "model"), max_length=16, **_SETTINGS)
+"""The model of an earlier deployment: what it embedded is stale by `tiny` and `budgeted`."""
+budgeted = FletcherResource(model=str(FOLDER / "model"), max_rows_per_run=2, **_SETTINGS)
 
 
 @fletcher_assets(
@@ -39,6 +55,47 @@ def days(context: dg.AssetExecutionContext, tiny: FletcherResource) -> Iterator[
 @fletcher_assets(sources=[ParquetTable(NOTES, name="notes")], resource=tiny)
 def notes(context: dg.AssetExecutionContext, tiny: FletcherResource) -> Iterator[Any]:
     yield from tiny.run(context=context)
+
+
+tickets_files = ParquetTable(FOLDER / "tickets" / "*.parquet", name="tickets", partition_column="file")
+
+
+@fletcher_assets(sources=[tickets_files], partitions_def=dg.DynamicPartitionsDefinition(name="tickets"), resource=tiny)
+def tickets(context: dg.AssetExecutionContext, tiny: FletcherResource) -> Iterator[Any]:
+    yield from tiny.run(context=context)
+
+
+orders_table = DuckDBTable(ORDERS, table="orders")
+
+
+@fletcher_assets(sources=[orders_table], resource=tiny)
+def orders(context: dg.AssetExecutionContext, tiny: FletcherResource) -> Iterator[Any]:
+    yield from tiny.run(context=context)
+
+
+def shelves(declared: FletcherResource) -> dg.AssetsDefinition:
+    """Seven static partitions, `a` to `g`, of two rows."""
+
+    @fletcher_assets(
+        name="shelves",
+        sources=[DuckDBTable(DATABASE, table="shelves", partition_column="shelf")],
+        partitions_def=dg.StaticPartitionsDefinition([*"abcdefg"]),
+        resource=declared,
+    )
+    def embeddings(context: dg.AssetExecutionContext, tiny: FletcherResource) -> Iterator[Any]:
+        yield from tiny.run(context=context)
+
+    return embeddings
+
+
+def portions(declared: FletcherResource) -> dg.AssetsDefinition:
+    """Five rows, of which a run embeds no more than two."""
+
+    @fletcher_assets(name="portions", sources=[DuckDBTable(DATABASE, table="portions")], resource=declared)
+    def embeddings(context: dg.AssetExecutionContext, budgeted: FletcherResource) -> Iterator[Any]:
+        yield from budgeted.run(context=context)
+
+    return embeddings
 
 
 def large(name: str) -> dg.AssetsDefinition:
@@ -58,23 +115,16 @@ def large(name: str) -> dg.AssetsDefinition:
     return embeddings
 
 
-refresh_notes = dg.define_asset_job("refresh_notes", dg.AssetSelection.assets("notes_embeddings"))
-
-
-@dg.sensor(job=refresh_notes, minimum_interval_seconds=1, default_status=dg.DefaultSensorStatus.STOPPED)
-def notes_changed(context: dg.SensorEvaluationContext) -> dg.RunRequest:
-    """One run for each state of the file."""
-    return dg.RunRequest(run_key=str(NOTES.stat().st_mtime_ns))
-
+shelves_now, portions_now = shelves(tiny), portions(budgeted)
 
 defs = dg.Definitions(
     assets=[
-        dg.AssetSpec("notes", kinds={"parquet"}),
-        *(dg.AssetSpec(table, kinds={"duckdb"}) for table in ("docs", "pages")),
+        *(dg.AssetSpec(files, kinds={"parquet"}) for files in ("notes", "tickets")),
+        *(dg.AssetSpec(table, kinds={"duckdb"}) for table in ("docs", "pages", "orders", "shelves", "portions")),
         *(days, notes, large("in_process"), large("multiprocess"), large("backfilled")),
+        *(tickets, orders, shelves_now, portions_now),
     ],
     jobs=[
-        refresh_notes,
         dg.define_asset_job(
             "cancelled_in_process",
             dg.AssetSelection.assets("in_process_embeddings"),
@@ -86,8 +136,16 @@ defs = dg.Definitions(
             executor_def=dg.multiprocess_executor,
         ),
     ],
-    schedules=[dg.ScheduleDefinition(name="every_minute", job=refresh_notes, cron_schedule="* * * * *")],
-    sensors=[notes_changed],
-    resources={"tiny": tiny, "minilm": minilm},
+    schedules=[
+        build_fletcher_schedule(notes, cron_schedule="* * * * *"),
+        build_fletcher_schedule(days, hour_of_day=4),
+        build_catch_up_schedule(shelves_now, cron_schedule="* * * * *", resource_key="tiny"),
+    ],
+    sensors=[
+        build_parquet_sensor(tickets, tickets_files, minimum_interval_seconds=1),
+        build_watermark_sensor(orders, orders_table, watermark_column="id", minimum_interval_seconds=1),
+        build_rest_sensor(portions_now, minimum_interval_seconds=1),
+    ],
+    resources={"tiny": tiny, "minilm": minilm, "budgeted": budgeted},
     executor=dg.in_process_executor,
 )

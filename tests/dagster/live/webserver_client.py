@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -22,7 +24,34 @@ _BACKFILL_STATE = """query($id: String!) { partitionBackfillOrError(backfillId: 
 _REPOSITORIES = """{ repositoriesOrError { ... on RepositoryConnection { nodes { name location { name } } } } }"""
 _DAEMONS = """{ instance { daemonHealth { allDaemonStatuses { daemonType required healthy } } } }"""
 _TICKS = """query($selector: InstigationSelector!) { instigationStateOrError(instigationSelector: $selector) {
-    ... on InstigationState { status ticks(limit: 50) { status runIds error { message } } } } }"""
+    ... on InstigationState { id ticks(limit: 50) { status timestamp skipReason error { message } } } } }"""
+_PREVIEW = """mutation($selector: ScheduleSelector!, $at: Float) {
+    scheduleDryRun(selectorData: $selector, timestamp: $at) { __typename ... on PythonError { message } ... on DryRunInstigationTick { evaluationResult {
+    runRequests { tags { key value } } skipReason error { message } } } } }"""
+_RUNS = """query($filter: RunsFilter!) { runsOrError(filter: $filter) { ... on Runs { results {
+    runId status startTime endTime tags { key value }
+    assetMaterializations { metadataEntries { label ... on IntMetadataEntry { intValue } } } } } } }"""
+_PARTITIONS = """query($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { ... on AssetNode {
+    assetPartitionStatuses { ... on DefaultPartitionStatuses {
+    materializedPartitions failedPartitions unmaterializedPartitions materializingPartitions } } } } }"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its page tells of it: times in seconds since 1970, and the whole numbers of each materialization."""
+
+    id: str
+    status: str
+    tags: dict[str, str]
+    start: float | None
+    end: float | None
+    figures: list[dict[str, int]]
+
+    @property
+    def partitions(self) -> str | None:
+        """Its partition, or `first...last`."""
+        ends = [self.tags.get(f"dagster/asset_partition_range_{end}", "") for end in ("start", "end")]
+        return self.tags.get("dagster/partition") or ("...".join(ends) if all(ends) else None)
 
 
 class WebserverClient:
@@ -61,8 +90,15 @@ class WebserverClient:
 
     def launch(self, job: str, tags: Mapping[str, str]) -> str:
         """The id of a new run of `job`."""
+        return self._launch({"jobName": job}, tags)
+
+    def materialize(self, asset: str) -> str:
+        """The id of a new run of `asset`, as by the button of that name."""
+        return self._launch({"jobName": "__ASSET_JOB", "assetSelection": [{"path": [asset]}]}, {})
+
+    def _launch(self, selected: Mapping[str, Any], tags: Mapping[str, str]) -> str:
         params = {
-            "selector": {**self._repository(), "jobName": job},
+            "selector": {**self._repository(), **selected},
             "mode": "default",
             "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
         }
@@ -112,17 +148,70 @@ class WebserverClient:
         answer = self.query(document, s={**self._repository(), "scheduleName": name})
         assert answer["startSchedule"]["__typename"] == "ScheduleStateResult", answer
 
+    def turn_off_schedule(self, name: str) -> None:
+        document = "mutation($id: String!) { stopRunningSchedule(id: $id) { __typename } }"
+        answer = self.query(document, id=self._instigation(name)["id"])
+        assert answer["stopRunningSchedule"]["__typename"] == "ScheduleStateResult", answer
+
+    def preview_schedule(self, name: str, at: datetime | None = None) -> tuple[list[dict[str, str]], str | None]:
+        """What a tick of a schedule would ask for, `at` that time or now, as the tags of each run; and why nothing."""
+        selector = {**self._repository(), "scheduleName": name}
+        tick = self.query(_PREVIEW, selector=selector, at=at.timestamp() if at else None)["scheduleDryRun"]
+        assert tick["__typename"] == "DryRunInstigationTick", tick
+        found = tick["evaluationResult"]
+        assert not found["error"], found["error"]
+        return [_tags(request) for request in found["runRequests"] or []], found["skipReason"]
+
     def ticks(self, name: str) -> list[dict[str, Any]]:
-        """Of a sensor or a schedule, the latest first."""
-        ticks: list[dict[str, Any]] = self.query(_TICKS, selector={**self._repository(), "name": name})[
-            "instigationStateOrError"
-        ]["ticks"]
+        """The last 50 of a sensor or a schedule, the latest first; none of them may have failed."""
+        ticks: list[dict[str, Any]] = self._instigation(name)["ticks"]
+        assert not [tick["error"] for tick in ticks if tick["error"]]
         return ticks
+
+    def runs_of(self, **tags: str) -> list[Run]:
+        """Those with `tags` of Dagster's own, the oldest first."""
+        wanted = [{"key": f"dagster/{key}", "value": value} for key, value in tags.items()]
+        found = self.query(_RUNS, filter={"tags": wanted})["runsOrError"]["results"]
+        return [
+            Run(
+                run["runId"],
+                run["status"],
+                _tags(run),
+                run["startTime"],
+                run["endTime"],
+                [_figures(event) for event in run["assetMaterializations"]],
+            )
+            for run in reversed(found)
+        ]
+
+    def partitions(self, asset: str) -> dict[str, list[str]]:
+        """The keys of the asset's partitions by their state, without the states that none is in."""
+        node = self.query(_PARTITIONS, key={"path": [asset]})["assetNodeOrError"]
+        return {
+            state.removesuffix("Partitions"): sorted(keys)
+            for state, keys in node["assetPartitionStatuses"].items()
+            if keys
+        }
+
+    def _instigation(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.query(_TICKS, selector={**self._repository(), "name": name})[
+            "instigationStateOrError"
+        ]
+        return found
 
     def _repository(self) -> dict[str, str]:
         selector = self.repository()
         assert selector is not None, f"the code location {self._location!r} is not loaded"
         return selector
+
+
+def _tags(of: Mapping[str, Any]) -> dict[str, str]:
+    return {tag["key"]: tag["value"] for tag in of["tags"]}
+
+
+def _figures(materialization: Mapping[str, Any]) -> dict[str, int]:
+    entries = materialization["metadataEntries"]
+    return {entry["label"]: entry["intValue"] for entry in entries if entry.get("intValue") is not None}
 
 
 def until(look: Callable[[], T | None], seconds: float, every: float = 0.1) -> T:
