@@ -26,7 +26,8 @@ _DAEMONS = """{ instance { daemonHealth { allDaemonStatuses { daemonType require
 _TICKS = """query($selector: InstigationSelector!) { instigationStateOrError(instigationSelector: $selector) {
     ... on InstigationState { id ticks(limit: 50) { status timestamp skipReason error { message } } } } }"""
 _PREVIEW = """mutation($selector: ScheduleSelector!, $at: Float) {
-    scheduleDryRun(selectorData: $selector, timestamp: $at) { __typename ... on PythonError { message } ... on DryRunInstigationTick { evaluationResult {
+    scheduleDryRun(selectorData: $selector, timestamp: $at) {
+    __typename ... on PythonError { message } ... on DryRunInstigationTick { evaluationResult {
     runRequests { tags { key value } } skipReason error { message } } } } }"""
 _RUNS = """query($filter: RunsFilter!) { runsOrError(filter: $filter) { ... on Runs { results {
     runId status startTime endTime tags { key value }
