@@ -68,7 +68,7 @@ class Live:
 
         return until(ended, seconds)
 
-    def reason_of_idle_ticks(self, name: str, seconds: float = 60) -> str:
+    def reason_of_idle_ticks(self, name: str, seconds: float = 120) -> str:
         """The reason why a sensor asks for nothing, once two ticks that begin from now on agree on it."""
         now = time.time()
 

@@ -18,7 +18,7 @@ def test_the_catch_up_runs_the_missing_and_the_stale_partitions_in_ranges(live: 
     assert live.rows("shelves_embeddings") == dict.fromkeys("abcdefg", 2)
     found = {run.partitions: [each["fletcher/rows_embedded"] for each in run.figures] for run in runs}
     assert set(found["a...d"]) == set(found["g"]) == {2}
-    asked, reason = live.web.preview_schedule("shelves_catch_up")
+    asked, reason = live.web.preview_schedule("shelves_catch_up", datetime.now(UTC))
     assert (asked, reason) == ([], "all of 7 partitions are embedded by the declared model")
     assert len(live.web.runs_of(schedule_name="shelves_catch_up")) == 2
 

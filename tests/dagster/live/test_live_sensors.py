@@ -45,7 +45,7 @@ def test_each_new_or_changed_file_is_one_run_of_its_partition(live: Live) -> Non
 @pytest.mark.usefixtures("first_portion")
 def test_the_watermark_is_kept_when_the_daemon_is_killed(live: Live) -> None:
     live.sql("INSERT INTO orders VALUES (1, 'one apple'), (2, 'two pears')", "orders")
-    until(lambda: live.web.runs_of(sensor_name="orders_watermark") or None, 60)
+    until(lambda: live.web.runs_of(sensor_name="orders_watermark") or None, 120)
     live.dagster.kill_daemon()  # maybe before it noted that it asked for that run
     live.sql("INSERT INTO orders VALUES (3, 'three plums')", "orders")
     live.dagster.start_another_daemon()

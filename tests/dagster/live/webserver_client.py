@@ -154,10 +154,10 @@ class WebserverClient:
         answer = self.query(document, id=self._instigation(name)["id"])
         assert answer["stopRunningSchedule"]["__typename"] == "ScheduleStateResult", answer
 
-    def preview_schedule(self, name: str, at: datetime | None = None) -> tuple[list[dict[str, str]], str | None]:
-        """What a tick of a schedule would ask for, `at` that time or now, as the tags of each run; and why nothing."""
+    def preview_schedule(self, name: str, at: datetime) -> tuple[list[dict[str, str]], str | None]:
+        """What a tick of a schedule `at` that time would ask for now, as the tags of each run, or why nothing."""
         selector = {**self._repository(), "scheduleName": name}
-        tick = self.query(_PREVIEW, selector=selector, at=at.timestamp() if at else None)["scheduleDryRun"]
+        tick = self.query(_PREVIEW, selector=selector, at=at.timestamp())["scheduleDryRun"]
         assert tick["__typename"] == "DryRunInstigationTick", tick
         found = tick["evaluationResult"]
         assert not found["error"], found["error"]
