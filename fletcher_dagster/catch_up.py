@@ -34,6 +34,7 @@ def build_catch_up_schedule(
     max_partitions: int | None = None,
     max_rows: int | None = None,
     resource_key: str = "fletcher",
+    resource: FletcherResource | None = None,
     name: str | None = None,
     priority: int | None = -1,
     default_status: dg.DefaultScheduleStatus = dg.DefaultScheduleStatus.STOPPED,
@@ -54,7 +55,11 @@ def build_catch_up_schedule(
         max_rows: stop before the partition with which the rows of the source to look at would be more; one partition
             is always taken. None: no limit, and the source is not asked.
         resource_key: of the `FletcherResource` in the definitions.
+        resource: that resource itself, where it is not in the definitions.
+        name: of the schedule; by default that of the assets' op with `_catch_up`.
         priority: of the runs in the queue; the default lets everything else go first.
+        default_status: whether it is switched on from the beginning.
+        description: shown in Dagster's UI.
 
     Raises:
         ConfigError: assets without partitions, a budget below 1.
@@ -84,13 +89,13 @@ def build_catch_up_schedule(
         target=assets,
         cron_schedule=cron_schedule,
         execution_timezone=execution_timezone,
-        required_resource_keys={resource_key},
+        required_resource_keys=set() if resource else {resource_key},
         default_status=default_status,
         description=description,
     )
     def catch_up(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         all_keys = partitions_def.get_partition_keys(dynamic_partitions_store=context.instance)
-        fletcher: FletcherResource = getattr(context.resources, resource_key)
+        fletcher: FletcherResource = resource or getattr(context.resources, resource_key)
         requests: list[dg.RunRequest] = []
         for spec in assets.specs:
             due = _due(context.instance, fletcher, spec, partitions_def, all_keys)[:max_partitions]

@@ -1,7 +1,8 @@
 """The component: embeddings declared in YAML.
 
 In come the attributes of a `defs.yaml` (the settings of one `FletcherResource`, a list of embeddings, each a
-source with its partitions, op and translation); out go `Definitions` with one asset an entry.
+source with its partitions, checks, op, translation and what starts its runs); out go `Definitions` with one asset an
+entry, and its schedules and sensors.
 """
 
 import re
@@ -16,17 +17,35 @@ from pydantic import BaseModel
 
 from fletcher_core.sources import Source
 from fletcher_dagster.assets import fletcher_assets
+from fletcher_dagster.automation import eager_or_model_changed
+from fletcher_dagster.check_settings import FletcherChecks
 from fletcher_dagster.resources import FletcherResource
 from fletcher_dagster.scaffolder import FletcherEmbeddingsScaffolder
 from fletcher_dagster.schema_lines import with_lines
 from fletcher_dagster.translator import FletcherTranslator, FletcherTranslatorData
+from fletcher_dagster.yaml_automation import (
+    Automation,
+    CatchUpModel,
+    ParquetSensorModel,
+    RestSensorModel,
+    ScheduleModel,
+    WatermarkSensorModel,
+    resolve_catch_up,
+    resolve_rest_sensor,
+    resolve_schedule,
+    resolve_sensor,
+)
 from fletcher_dagster.yaml_models import (
+    ChecksModel,
     DuckDBTableModel,
     FletcherModel,
     ParquetTableModel,
     PartitionsModel,
+    RetryPolicyModel,
+    resolve_checks,
     resolve_fletcher,
     resolve_partitions,
+    resolve_retry_policy,
     resolve_source,
 )
 
@@ -57,6 +76,68 @@ class EmbeddingsSpecModel(dg.Resolvable):
     op: Annotated[
         OpSpec | None,
         dg.Resolver.default(description="What runs the asset: its name, tags, description, pool and backfill_policy."),
+    ] = None
+    checks: Annotated[
+        FletcherChecks | None,
+        dg.Resolver(
+            resolve_checks,
+            model_field_type=ChecksModel,
+            description="What a failure of each check means (error, warn, off), and the checks' limits.",
+            examples=[{"unit_norm": "error", "drift": "off", "lag_seconds": 600}],
+        ),
+    ] = None
+    retry_policy: Annotated[
+        dg.RetryPolicy | None,
+        dg.Resolver(
+            resolve_retry_policy,
+            model_field_type=RetryPolicyModel,
+            description="How often a step is tried again after a failure that can pass by itself; left out: never.",
+        ),
+    ] = None
+    io_manager_key: Annotated[
+        str | None,
+        dg.Resolver.default(
+            description="Of a FletcherIOManager among the project's resources, for assets downstream that take the "
+            "vectors as a parameter.",
+            examples=["fletcher_io"],
+        ),
+    ] = None
+    schedule: Annotated[
+        Automation | None,
+        dg.Resolver(
+            resolve_schedule,
+            model_field_type=ScheduleModel,
+            description="Runs the asset on a clock: cron_schedule, or hour_of_day for time partitions.",
+            examples=[{"cron_schedule": "0 3 * * *"}],
+        ),
+    ] = None
+    sensor: Annotated[
+        Automation | None,
+        dg.Resolver(
+            resolve_sensor,
+            model_field_type=ParquetSensorModel | WatermarkSensorModel,
+            description="Runs the asset when the source changed: by its files (type parquet), or by a column that "
+            "grows (type watermark).",
+            examples=[{"type": "watermark", "watermark_column": "updated_at"}],
+        ),
+    ] = None
+    catch_up: Annotated[
+        Automation | None,
+        dg.Resolver(
+            resolve_catch_up,
+            model_field_type=CatchUpModel,
+            description="Runs missing, stale and failed partitions, so many a night.",
+            examples=[{"cron_schedule": "0 2 * * *", "max_rows": 1_000_000}],
+        ),
+    ] = None
+    rest_sensor: Annotated[
+        Automation | None,
+        dg.Resolver(
+            resolve_rest_sensor,
+            model_field_type=RestSensorModel,
+            description="Asks for the next run while rows remain over max_rows_per_run; {} for its defaults.",
+            examples=[{}],
+        ),
     ] = None
     translation: Annotated[TranslationFn[FletcherTranslatorData] | None, _TRANSLATION] = None
 
@@ -113,8 +194,29 @@ class FletcherEmbeddingsComponent(dg.Component, dg.Resolvable):
         """What a run of the assets does. Override to act before or after, or to change the events."""
         yield from fletcher.run(context=context)
 
+    @staticmethod
+    @dg.template_var
+    def eager_or_model_changed() -> dg.AutomationCondition[dg.AssetKey]:
+        """What `{{ eager_or_model_changed }}` stands for in the file: see `fletcher_dagster.eager_or_model_changed`."""
+        return eager_or_model_changed()
+
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        return dg.Definitions(assets=[self._build_asset(n, entry) for n, entry in enumerate(self.embeddings)])
+        built = [self._build_entry(number, entry) for number, entry in enumerate(self.embeddings)]
+        return dg.Definitions.merge(*built)
+
+    def _build_entry(self, number: int, entry: EmbeddingsSpecModel) -> dg.Definitions:
+        assets = self._build_asset(number, entry)
+        # Not numbered as the op is: Dagster knows by its name whether a sensor is on, and what it saw last.
+        name = (entry.op and entry.op.name) or re.sub(r"\W", "_", "__".join(assets.key.path))
+
+        def built(*given: Automation | None) -> list[Any]:
+            return [one.build(name, assets, entry.source, self.fletcher) for one in given if one]
+
+        return dg.Definitions(
+            assets=[assets],
+            schedules=built(entry.schedule, entry.catch_up),
+            sensors=built(entry.sensor, entry.rest_sensor),
+        )
 
     def _build_asset(self, number: int, entry: EmbeddingsSpecModel) -> dg.AssetsDefinition:
         op = entry.op or OpSpec()
@@ -132,6 +234,9 @@ class FletcherEmbeddingsComponent(dg.Component, dg.Resolvable):
             pool=op.pool,
             backfill_policy=op.backfill_policy,
             partitions_def=entry.partitions_def,
+            retry_policy=entry.retry_policy,
+            io_manager_key=entry.io_manager_key,
+            checks=entry.checks,
             translator=_EntryTranslator(self, entry),
             resource=self.fletcher,
         )(embeddings)

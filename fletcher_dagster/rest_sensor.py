@@ -33,7 +33,11 @@ def build_rest_sensor(
 
     Args:
         assets: those of one `@fletcher_assets`.
+        name: of the sensor; by default that of the assets' op with `_rest`.
+        minimum_interval_seconds: between two looks at the last materializations.
         priority: of the runs in the queue; the default lets everything else go first.
+        default_status: whether it is switched on from the beginning.
+        description: shown in Dagster's UI.
 
     Example:
         .. code-block:: python

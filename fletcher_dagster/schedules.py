@@ -40,6 +40,8 @@ def build_fletcher_schedule(
         minute_of_hour, hour_of_day: when after a window closed, in the time zone of the partitions.
         name: of the schedule; by default that of the assets' op with `_schedule`.
         priority: of the runs in the queue.
+        default_status: whether it is switched on from the beginning.
+        description: shown in Dagster's UI.
 
     Raises:
         ConfigError: the settings do not fit the partitions; dynamic partitions, which have no schedule.

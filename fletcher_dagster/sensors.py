@@ -49,8 +49,11 @@ def build_parquet_sensor(
         source: whose files are watched.
         partition_key: from the path of a file to its partition; several files may share one.
         max_runs_per_tick: with partitions; the other files follow with the next ticks.
+        name: of the sensor; by default that of the assets' op with `_files`.
         minimum_interval_seconds: between two listings.
         priority: of the runs in the queue.
+        default_status: whether it is switched on from the beginning.
+        description: shown in Dagster's UI.
 
     Raises:
         ConfigError: assets with partitions that no file stands for; a source without partition_column.
@@ -141,6 +144,11 @@ def build_watermark_sensor(
         watermark_column: grows with every change of a row: `updated_at`, a running number.
         lock_timeout: seconds to wait for a writer, in place of the source's own `lock_timeout`.
         max_runs_per_tick: with partitions; the other partitions follow with the next ticks.
+        name: of the sensor; by default that of the assets' op with `_watermark`.
+        minimum_interval_seconds: between two queries.
+        priority: of the runs in the queue.
+        default_status: whether it is switched on from the beginning.
+        description: shown in Dagster's UI.
 
     Raises:
         ConfigError: partitions that cannot slice the source, a number that cannot work.

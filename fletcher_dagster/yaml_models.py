@@ -1,11 +1,11 @@
 """The YAML shapes of the component and how each becomes its Python value.
 
-The settings of the resources are derived from the resources, so that a new one needs one place. A field that is left
-out is not passed on; one that is no text may be a template instead, such as `{{ env.MAX_LENGTH }}`.
+What Python declares, the settings of the resources, of the checks and of the retries, is derived from there. A field
+that is left out is not passed on.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal
 
 import dagster as dg
 from dagster.components.resolved.core_models import (
@@ -16,45 +16,20 @@ from dagster.components.resolved.core_models import (
     WeeklyPartitionsDefinitionModel,
     resolve_partitions_def,
 )
-from pydantic import Field, StringConstraints, create_model
+from pydantic import Field
 
 from fletcher_core.errors import ConfigError
 from fletcher_core.sources import DuckDBTable, ParquetTable, Source
+from fletcher_dagster.check_settings import FletcherChecks
+from fletcher_dagster.derived_models import Template, call_model, call_settings, resource_model
 from fletcher_dagster.partitions import hash_partitions
 from fletcher_dagster.resources import FletcherResource, LongbowResource
-from fletcher_dagster.setting_checks import CHOICES
+from fletcher_dagster.retries import fletcher_retry_policy
 
-Template = Annotated[str, StringConstraints(pattern=r"\{\{.*\}\}")]
-"""What stands for a value that is no text: `{{ env.MAX_LENGTH }}`."""
-
-
-def _settings_model(resource: type[dg.ConfigurableResource[Any]], **nested: Any) -> type[dg.Model]:
-    """The YAML shape of a resource: its fields, with their descriptions and defaults; `nested` gives the shapes of
-    fields that are resources themselves."""
-    fields = {
-        name: (
-            nested.get(name) or _yaml_type(name, field.annotation),
-            Field(description=field.description)
-            if field.is_required()
-            else Field(field.default, description=field.description),
-        )
-        for name, field in resource.model_fields.items()
-    }
-    model: type[dg.Model] = create_model(  # type: ignore[call-overload]
-        f"{resource.__name__}Model", __base__=dg.Model, __doc__=f"See `{resource.__name__}`.", **fields
-    )
-    return model
-
-
-def _yaml_type(name: str, annotation: Any) -> Any:
-    """As the field is annotated, and a template; of words, only those that exist."""
-    if name in CHOICES:
-        return CHOICES[name] | (Template | None if type(None) in get_args(annotation) else Template)
-    return annotation if str in (annotation, *get_args(annotation)) else annotation | Template
-
-
-LongbowModel = _settings_model(LongbowResource)
-FletcherModel = _settings_model(FletcherResource, longbow=LongbowModel | None)
+LongbowModel = resource_model(LongbowResource)
+FletcherModel = resource_model(FletcherResource, longbow=LongbowModel | None)
+ChecksModel = call_model(FletcherChecks)
+RetryPolicyModel = call_model(fletcher_retry_policy)
 
 
 class _SourceModel(dg.Model):
@@ -129,7 +104,7 @@ PartitionsModel = _DimensionModel | MultiPartitionsDefinitionModel
 
 
 def resolve_source(context: dg.ResolutionContext, model: DuckDBTableModel | ParquetTableModel) -> Source:
-    settings = _settings(context, model)
+    settings = given_settings(context, model)
     if settings.pop("type") == "duckdb":
         return DuckDBTable(**{**settings, "database": _from_root(context, settings["database"])})
     files = settings["files"]
@@ -138,12 +113,20 @@ def resolve_source(context: dg.ResolutionContext, model: DuckDBTableModel | Parq
 
 
 def resolve_fletcher(context: dg.ResolutionContext, model: dg.Model) -> FletcherResource:
-    settings = _settings(context, model)
+    settings = given_settings(context, model)
     longbow = settings.pop("longbow", None)
     return FletcherResource(
         **{**settings, "store_path": _from_root(context, settings["store_path"])},
         longbow=None if longbow is None else LongbowResource(**longbow),
     )
+
+
+def resolve_checks(context: dg.ResolutionContext, model: dg.Model) -> FletcherChecks:
+    return FletcherChecks(**call_settings(FletcherChecks, given_settings(context, model)))
+
+
+def resolve_retry_policy(context: dg.ResolutionContext, model: dg.Model) -> dg.RetryPolicy:
+    return fletcher_retry_policy(**call_settings(fletcher_retry_policy, given_settings(context, model)))
 
 
 def resolve_partitions(context: dg.ResolutionContext, model: Any) -> dg.PartitionsDefinition[str] | None:
@@ -159,7 +142,7 @@ def resolve_partitions(context: dg.ResolutionContext, model: Any) -> dg.Partitio
     return resolve_partitions_def(context, model)
 
 
-def _settings(context: dg.ResolutionContext, model: dg.Model) -> dict[str, Any]:
+def given_settings(context: dg.ResolutionContext, model: dg.Model) -> dict[str, Any]:
     return dict(context.resolve_value(model.model_dump(exclude_unset=True)))
 
 
