@@ -17,7 +17,7 @@ from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from fletcher_core.errors import ConfigError, StoreError
 from fletcher_dagster.declaration import collection_name
-from fletcher_dagster.setting_checks import CREDENTIALS, check_delivery, check_embedding, known_now
+from fletcher_dagster.setting_checks import CREDENTIALS, check_delivery, check_embedding, known_now, shown_by_dagster
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -95,7 +95,8 @@ class LongbowResource(dg.ConfigurableResource[Any]):
     @classmethod
     def _can_work(cls, given: Any, validated: ModelWrapValidatorHandler[LongbowResource]) -> LongbowResource:
         resource = validated(given)
-        check_delivery(*_values_and_defaults(resource, given))
+        with shown_by_dagster():
+            check_delivery(*_values_and_defaults(resource, given))
         return resource
 
     def client(self, embedded_folder: Path) -> LongbowClient:
@@ -189,7 +190,8 @@ class FletcherResource(dg.ConfigurableResource[Any]):
     @classmethod
     def _can_work(cls, given: Any, validated: ModelWrapValidatorHandler[FletcherResource]) -> FletcherResource:
         resource = validated(given)
-        check_embedding(*_values_and_defaults(resource, given))
+        with shown_by_dagster():
+            check_embedding(*_values_and_defaults(resource, given))
         return resource
 
     def run(self, context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:

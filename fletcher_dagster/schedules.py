@@ -73,6 +73,9 @@ def build_fletcher_schedule(
         )
     if not is_timed and not cron_schedule:
         raise ConfigError(f"schedule {name!r} needs a cron_schedule=, such as '0 3 * * *' for 3 o'clock each night")
+    for setting, value, most in (("minute_of_hour", minute_of_hour, 59), ("hour_of_day", hour_of_day, 23)):
+        if value is not None and not 0 <= value <= most:
+            raise ConfigError(f"schedule {name!r}: {setting} is {value}; it must be from 0 to {most}")
     tags = fletcher_run_tags("schedule", priority)
     if partitions_def is None:
         return dg.ScheduleDefinition(

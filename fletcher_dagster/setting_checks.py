@@ -4,8 +4,11 @@ In come the values of a resource's fields; out goes nothing or a ConfigError tha
 gives is not known before the run: a resource is made anew there from the values themselves, and checked again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+
+import dagster as dg
 
 from fletcher_core.errors import ConfigError
 from fletcher_core.setting_values import (
@@ -44,6 +47,23 @@ CREDENTIALS = (
     *("tls_ca", "tls_certificate", "tls_key", "tls_server_name"),
     *("token", "token_file", "token_env", "token_header", "allow_plaintext_token"),
 )
+
+
+class SettingError(ConfigError, dg.DagsterUserCodeExecutionError):
+    """A ConfigError that Dagster shows as it is: when a run sets up its resources, Dagster hides any other one behind
+    "Error executing resource_fn on ResourceDefinition". By being of this kind it is still an error of the user's."""
+
+    def __init__(self, error: ConfigError) -> None:
+        super().__init__(str(error), user_exception=error, original_exc_info=(type(error), error, error.__traceback__))
+
+
+@contextmanager
+def shown_by_dagster() -> Iterator[None]:
+    """A ConfigError of the block leaves it as a SettingError."""
+    try:
+        yield
+    except ConfigError as error:
+        raise SettingError(error) from None
 
 
 def known_now(value: object) -> bool:
