@@ -113,7 +113,7 @@ def _yaml_type(name: str, annotation: Any) -> Any:
 
 
 def _model(name: str, documentation: str, fields: Mapping[str, Any]) -> type[dg.Model]:
-    model: type[dg.Model] = create_model(name, __base__=dg.Model, __doc__=documentation, **fields)  # type: ignore[call-overload]
+    model: type[dg.Model] = create_model(name, __base__=dg.Model, __doc__=documentation, **fields)
     return model
 
 

@@ -54,7 +54,8 @@ class SettingError(ConfigError, dg.DagsterUserCodeExecutionError):
     "Error executing resource_fn on ResourceDefinition". By being of this kind it is still an error of the user's."""
 
     def __init__(self, error: ConfigError) -> None:
-        super().__init__(str(error), user_exception=error, original_exc_info=(type(error), error, error.__traceback__))
+        told = {"user_exception": error, "original_exc_info": (type(error), error, error.__traceback__)}
+        super().__init__(str(error), **told)  # type: ignore[no-untyped-call]
 
 
 @contextmanager

@@ -3,13 +3,13 @@
 import re
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
 import dagster as dg
 import pytest
+from component_sandbox import REVIEWS, loaded, spec_of
 from dagster.components.testing import create_defs_folder_sandbox
 from dagster.components.testing.test_cases import TestOpCustomization, TestTranslation
 from embedding_project import Project
@@ -31,40 +31,6 @@ from fletcher_dagster.declaration import declared_source
 from fletcher_dagster.scaffolder import FletcherScaffoldParams
 from fletcher_dagster.setting_checks import CHOICES
 from fletcher_dagster.yaml_models import DuckDBTableModel, FletcherModel, LongbowModel, ParquetTableModel
-
-REVIEWS = {
-    "type": "duckdb",
-    "database": "data/shop.duckdb",
-    "table": "reviews",
-    "text_columns": ["title", "body"],
-    "partition_column": "day",
-}
-
-
-@contextmanager
-def loaded(
-    *entries: dict[str, Any],
-    fletcher: dict[str, Any] | None = None,
-    component: type[FletcherEmbeddingsComponent] = FletcherEmbeddingsComponent,
-) -> Iterator[tuple[FletcherEmbeddingsComponent, dg.Definitions]]:
-    """A project with one component of these `embeddings`."""
-    attributes = {"fletcher": {"store_path": "vectors", **(fletcher or {})}, "embeddings": list(entries)}
-    with create_defs_folder_sandbox() as sandbox:
-        path = sandbox.scaffold_component(
-            component_cls=component,
-            defs_yaml_contents={"type": _type_name(component), "attributes": attributes},
-        )
-        with sandbox.load_component_and_build_defs(defs_path=path) as (loaded_component, defs):
-            assert isinstance(loaded_component, component)
-            yield loaded_component, defs
-
-
-def _type_name(component: type[FletcherEmbeddingsComponent]) -> str:
-    return f"{component.__module__}.{component.__name__}"
-
-
-def spec_of(defs: dg.Definitions, key: str) -> dg.AssetSpec:
-    return next(spec for spec in defs.resolve_all_asset_specs() if spec.key.to_user_string() == key)
 
 
 def test_an_entry_becomes_an_asset_that_remembers_its_source() -> None:
@@ -247,7 +213,9 @@ def test_the_schema_describes_every_field() -> None:
     schema = FletcherEmbeddingsComponent.get_model_cls().model_json_schema()
     ours = {name: part for name, part in schema["$defs"].items() if name.startswith(("Fletcher", "Longbow", "Emb"))}
     ours |= {name: schema["$defs"][name] for name in ("DuckDBTableModel", "ParquetTableModel")}
-    assert len(ours) == 5
+    automation = ("ScheduleModel", "CatchUpModel", "ParquetSensorModel", "WatermarkSensorModel", "RestSensorModel")
+    ours |= {name: schema["$defs"][name] for name in automation}
+    assert len(ours) == 12
     for name, part in {"attributes": schema, **ours}.items():
         unexplained = [field for field, about in part["properties"].items() if not about.get("description")]
         assert unexplained == [], name
@@ -282,7 +250,7 @@ def test_a_value_that_cannot_work_fails_at_load(setting: str, value: object, wor
     ):
         pass
     assert re.search(r"defs\.yaml:\d+ - attributes\.fletcher", str(caught.value.__cause__))
-    assert f"fletcher_core.errors.ConfigError: {words}" in str(caught.value.__cause__)
+    assert f"SettingError: {words}" in str(caught.value.__cause__)
 
 
 @pytest.mark.parametrize("setting", ["engine", "precision", "isolation", "long_text", "vector_type", "on_empty"])

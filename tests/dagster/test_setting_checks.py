@@ -1,5 +1,6 @@
 """Settings that cannot work are refused when definitions load; those of an EnvVar when the run knows them."""
 
+import re
 from typing import Any
 
 import dagster as dg
@@ -78,5 +79,11 @@ def test_what_an_environment_variable_gives_is_checked_in_the_run_alone(
         monkeypatch.setenv(f"TEST_{name}", value)
     result = project.run(project.assets(project.docs()))
     assert not result.success
-    (event,) = [event for event in result.all_events if event.event_type_value == "PIPELINE_FAILURE"]
-    assert "engine is 'gpuu'; choose one of auto" in str(event.event_specific_data)
+    shown = {
+        event.event_type_value: event.event_specific_data.error
+        for event in result.all_events
+        if event.event_type_value in ("RESOURCE_INIT_FAILURE", "PIPELINE_FAILURE")
+    }
+    assert len(shown) == 2
+    for error in shown.values():
+        assert re.match(r"fletcher_\S+: engine is 'gpuu'; choose one of auto", error.message)
