@@ -89,6 +89,10 @@ def test_what_does_not_fit_the_partitions_is_refused_when_definitions_load(proje
     )
     with pytest.raises(ConfigError, match="hour_of_day="):
         build_fletcher_schedule(daily, cron_schedule="0 3 * * *")
+    with pytest.raises(ConfigError, match="minute_of_hour is 60; it must be from 0 to 59"):
+        build_fletcher_schedule(daily, minute_of_hour=60)
+    with pytest.raises(ConfigError, match="hour_of_day is -1"):
+        build_fletcher_schedule(daily, hour_of_day=-1)
     with pytest.raises(ConfigError, match="build_parquet_sensor"):
         build_fletcher_schedule(files, cron_schedule="0 3 * * *")
     for assets in (plain, static):
