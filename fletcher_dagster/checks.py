@@ -23,8 +23,7 @@ if TYPE_CHECKING:  # they load the store and Flight
     from fletcher_core.store.health import Fault, VectorHealth
     from fletcher_core.store.statistics import Drift
 
-_SHOWN = 20  # quarantined rows in a check's metadata; all of them are in the store
-_NAMED = 100  # partitions at fault
+_SHOWN = 20  # partitions at fault, or quarantined rows, in a check's metadata; all of the latter are in the store
 _EXAMPLES = 5  # ids of rows at fault
 
 _DESCRIPTIONS = {
@@ -99,7 +98,11 @@ def check_result(asset_key: dg.AssetKey, name: str, checks: FletcherChecks, foun
 
 
 def row_parity(tallies: Sequence[Tally]) -> Finding:
-    unequal = [tally.partition_key for tally in tallies if tally.live != tally.embeddable]
+    unequal = {
+        tally.partition_key: {"rows_in_store": tally.live, "rows_to_embed": tally.embeddable}
+        for tally in tallies
+        if tally.live != tally.embeddable
+    }
     live, embeddable = sum(tally.live for tally in tallies), sum(tally.embeddable for tally in tallies)
     return Finding(
         not unequal,
@@ -125,7 +128,7 @@ def quarantine(tallies: Sequence[Tally], limit: float | None) -> Finding:
         {
             "fletcher/rows_quarantined": rows,
             "fletcher/quarantined_share": round(share, 6),
-            **_partitions([tally.partition_key for tally in quarantined]),
+            **_partitions({tally.partition_key: {"rows": tally.quarantined.num_rows} for tally in quarantined}),
             **_rows(quarantined),
         },
         dg.AssetCheckSeverity.ERROR if limit is not None and share > limit else None,
@@ -164,7 +167,7 @@ def duplicates(faults: Mapping[str, Fault]) -> Finding:
         {
             "fletcher/rows_duplicate": rows,
             **_examples(row_id for fault in faults.values() for row_id in fault.ids),
-            **_partitions([key for key, fault in faults.items() if fault.rows]),
+            **_partitions({key: {"rows": fault.rows} for key, fault in faults.items() if fault.rows}),
         },
     )
 
@@ -178,11 +181,11 @@ def drift(healths: Sequence[VectorHealth], drifts: Mapping[str, Drift | None], c
         small = any(moved is not None for moved in drifts.values())
         few = f"not compared: fewer than {checks.drift_min_rows:,} rows (drift_min_rows)"
         return Finding(True, few if small else "no earlier run to compare with", _looked_at(healths))
-    moved = [
-        key
+    moved = {
+        key: {"rows": found.rows, "distance": found.distance, "norm_change": found.norm_change}
         for key, found in compared.items()
         if found.distance > checks.drift_distance or found.norm_change > checks.drift_norm
-    ]
+    }
     distance = max(found.distance for found in compared.values())
     change = max(found.norm_change for found in compared.values())
     return Finding(
@@ -217,7 +220,7 @@ def lag(found: DeliveryLag, checks: FletcherChecks) -> Finding:
             "fletcher/longbow_rows_applied": found.applied,
             "fletcher/longbow_rows_searchable": found.searchable,
             "fletcher/oldest_waiting_seconds": round(age, 3),
-            **(_partitions(found.partitions) if late or many else {}),
+            **(_partitions({key: {"rows": rows} for key, rows in found.partitions.items()}) if late or many else {}),
         },
     )
 
@@ -248,7 +251,9 @@ def _faults(healths: Sequence[VectorHealth], what: str, fault_of: Callable[[Vect
             "fletcher/rows_at_fault": rows,
             **_looked_at(healths),
             **_examples(row_id for health in healths for row_id in fault_of(health).ids),
-            **_partitions([health.partition_key for health in healths if fault_of(health).rows]),
+            **_partitions(
+                {health.partition_key: {"rows": fault_of(health).rows} for health in healths if fault_of(health).rows}
+            ),
         },
     )
 
@@ -265,15 +270,13 @@ def _examples(ids: Iterable[str]) -> dict[str, Any]:
     return {"fletcher/examples": dg.MetadataValue.json(first)} if first else {}
 
 
-def _partitions(keys: Iterable[str]) -> dict[str, dg.JsonMetadataValue | int]:
-    """Which partitions have the trouble: how many, and the first of them."""
-    named = [key for key in keys if key]
+def _partitions(figures: Mapping[str, Mapping[str, int | float]]) -> dict[str, dg.TableMetadataValue | int]:
+    """Which partitions have the trouble: how many, and a table of the first of them with their figures."""
+    named = {key: of_one for key, of_one in figures.items() if key}
     if not named:
         return {}
-    return {
-        "fletcher/partitions": dg.MetadataValue.json(named[:_NAMED]),
-        "fletcher/partitions_at_fault": len(named),
-    }
+    records = [dg.TableRecord({"partition": key, **of_one}) for key, of_one in itertools.islice(named.items(), _SHOWN)]
+    return {"fletcher/partitions_at_fault": len(named), "fletcher/partitions": dg.MetadataValue.table(records)}
 
 
 def _rows(tallies: Sequence[Tally]) -> dict[str, dg.TableMetadataValue]:

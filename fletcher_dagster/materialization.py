@@ -29,9 +29,9 @@ from fletcher_core.telemetry.run_figures import run_line
 from fletcher_dagster.check_run import check_asset, selected_checks, tally_of
 from fletcher_dagster.checks import Tally
 from fletcher_dagster.columns import column_lineage
-from fletcher_dagster.declaration import declared_source
+from fletcher_dagster.declaration import collection_name, declared_source
 from fletcher_dagster.failures import reported_in_words
-from fletcher_dagster.metadata import run_metadata, run_summary_metadata
+from fletcher_dagster.metadata import commit_line, run_metadata, run_summary_metadata
 from fletcher_dagster.partitions import dimension_tags, slices_of
 from fletcher_dagster.progress import RunProgress, watched
 from fletcher_dagster.tracing import partition_span, traced_run
@@ -142,8 +142,8 @@ class _AssetRun:
         """Looks at what the store holds of a partition that the pipeline is done with."""
         key = report.partition_key
         what = "/".join(filter(None, [self.key.to_user_string(), key]))
-        line = f"{what}: {report.rows_in_store:,} rows in the store; {run_line(report)}"
-        if not several:  # else it is the event's description: each line of a log costs as much as an event
+        if not several:  # else the event's description says it: each line of a log costs as much as an event
+            line = f"{what}: {report.rows_in_store:,} rows in the store; {run_line(report)}"
             self.context.log.info(line + (f"; trace {trace}" if trace else ""))
         _log_mishaps(self.context, what, report)
         quarantined = self.store.quarantine.read(key) if report.quarantined else ROW_SCHEMA.empty_table()
@@ -151,8 +151,10 @@ class _AssetRun:
             report,
             schema=self.store.named(report.generation).schema,
             folder=self.store.root / report.generation,
+            collection=collection_name(self.key),
             partitioned=bool(key),
             delivered=self.longbow is not None,
+            limited=self.settings.max_rows is not None,
             trace=trace,
             lineage=self.lineage,
             quarantined=quarantined,
@@ -161,11 +163,15 @@ class _AssetRun:
         )
         present = report.new + report.changed + report.stale + report.unchanged - report.remaining
         tally = tally_of(key, report.rows_in_store, present, quarantined, generation=report.generation)
-        return _Outcome(key, line, metadata, report.content_version, tally)
+        return _Outcome(key, f"{key}: {commit_line(report)}", metadata, report.content_version, tally)
 
 
 def _report_committed(context: dg.AssetExecutionContext, key: dg.AssetKey, outcome: _Outcome) -> None:
-    """Tells Dagster at once that this partition is done, and what to say of it again when the whole range is."""
+    """Tells Dagster at once that this partition is done, and what to say of it again when the whole range is.
+
+    Neither event can say less: pages, Dagster's check of changed columns and the column lineage look at the latest one
+    alone, which is the first where the run is killed.
+    """
     context.log_event(
         dg.AssetMaterialization(
             asset_key=key,

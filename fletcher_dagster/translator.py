@@ -4,9 +4,11 @@ In comes a `FletcherTranslatorData` (a source and what is known of the model at 
 a `dagster.AssetSpec`. It exists so that a project can rename, group and tag its assets in one place.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import Any
 
 import dagster as dg
 
@@ -44,7 +46,8 @@ class FletcherTranslator:
 
         The default: a table `main.docs` becomes the asset `main/docs_embeddings` that depends on the asset
         `main/docs`; a source with a `name` of its own, a query or Parquet files go by that name. The model's name is
-        the tag `fletcher/model`. Dagster takes no more than three kinds, which source, `longbow` and `mlx` fill.
+        the tag `fletcher/model`; the folder of one that has no other name is the metadata `fletcher/model_folder`.
+        Dagster takes no more than three kinds, which source, `longbow` and `mlx` fill.
         """
         source = data.source
         path = _key_path(source.name)
@@ -55,6 +58,7 @@ class FletcherTranslator:
             description=_description(data),
             kinds=_kinds(data),
             tags=_tags(data),
+            metadata=_model_folder(data),
             code_version=data.code_version,
         )
 
@@ -76,9 +80,22 @@ def _tags(data: FletcherTranslatorData) -> dict[str, str]:
     return {"fletcher/model": name} if name else {}
 
 
+def _is_folder(model: str) -> bool:
+    """Whether a model's name is a place on this machine, rather than a package's name or the hub's `owner/name`."""
+    return model.startswith(("/", "~", ".")) or model.count("/") > 1
+
+
+def _model_folder(data: FletcherTranslatorData) -> dict[str, dg.MetadataValue[Any]]:
+    """Where the model is, for people to copy; nothing for one that goes by its name."""
+    if not data.model or not _is_folder(data.model):
+        return {}
+    return {"fletcher/model_folder": dg.MetadataValue.path(os.path.abspath(os.path.expanduser(data.model)))}
+
+
 def _description(data: FletcherTranslatorData) -> str:
     columns = ", ".join(f"`{column}`" for column in data.source.text_columns)
-    model = f" by the model `{data.model}`" if data.model else ""
+    name = PurePath(data.model).name if data.model and _is_folder(data.model) else data.model
+    model = f" by the model `{name}`" if name else ""
     sentence = f"Embeddings of {columns} of `{data.source.name}`{model}: one vector a row, kept up to date."
     return "\n\n".join([sentence, _model_card(data.model_description)] if data.model_description else [sentence])
 

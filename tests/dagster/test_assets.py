@@ -76,6 +76,16 @@ def test_a_spec_names_its_upstream_columns_kinds_and_store(tmp_path: Any) -> Non
 MINILM = FletcherResource(store_path="vectors", max_length=128)
 
 
+def test_a_model_in_a_folder_goes_by_its_name_and_its_place_is_in_the_metadata() -> None:
+    for place in ("/srv/models/some-model", "~/models/some-model", "./some-model", "models/some/some-model"):
+        spec = only_spec(REVIEWS, resource=FletcherResource(store_path="vectors", model=place))
+        assert " by the model `some-model`:" in (spec.description or "")
+        folder = spec.metadata["fletcher/model_folder"]
+        assert isinstance(folder, dg.PathMetadataValue)
+        assert folder.value == str(Path(place).expanduser().absolute())
+    assert "fletcher/model_folder" not in only_spec(REVIEWS, resource=MINILM).metadata
+
+
 def test_a_model_on_this_machine_has_its_card_in_the_description() -> None:
     description = only_spec(REVIEWS, resource=MINILM).description or ""
     sentence, card = description.split("\n\n")

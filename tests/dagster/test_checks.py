@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from fletcher_core.errors import ConfigError
 from fletcher_core.longbow.embedded import stop_embedded
 from fletcher_core.store import Generation
+from fletcher_core.store.quarantine import ROW_SCHEMA
 from fletcher_dagster import FletcherChecks, FletcherResource, LongbowResource
 from fletcher_dagster.check_settings import CHECKS, declared_checks
-from fletcher_dagster.checks import check_specs
+from fletcher_dagster.checks import Finding, Tally, check_specs, row_parity
 
 KEY = dg.AssetKey("docs_embeddings")
 ALL = dg.AssetSelection.checks_for_assets(KEY)
@@ -63,6 +64,12 @@ def tamper(project: Project, column: str, change: Callable[[list[Any]], None], p
 
 def make_nan(vectors: list[Any]) -> None:
     vectors[0][7] = float("nan")
+
+
+def table(found: dg.AssetCheckEvaluation | Finding, key: str) -> list[dict[str, Any]]:
+    value = found.metadata[key]
+    assert isinstance(value, dg.TableMetadataValue)
+    return [dict(record.data) for record in value.records]
 
 
 @pytest.fixture
@@ -181,12 +188,20 @@ def test_a_run_looks_at_its_partitions_only_and_names_the_one_at_fault(local: Pr
     assert checks(local.run(assets, partition_key="2026-01-01"))["no_nan"].passed
     found = checks(local.run_range(assets, "2026-01-01", "2026-01-03"))["no_nan"]
     figures = plain(found.metadata)
-    assert (found.passed, figures["fletcher/partitions"], figures["fletcher/partitions_at_fault"]) == (
-        False,
-        ["2026-01-02"],
-        1,
-    )
+    assert (found.passed, figures["fletcher/partitions_at_fault"]) == (False, 1)
+    assert table(found, "fletcher/partitions") == [{"partition": "2026-01-02", "rows": 1}]
     assert (figures["fletcher/rows_looked_at"], figures["fletcher/examples"]) == (6, ["3"])
+
+
+def test_a_failure_lists_the_first_partitions_with_their_figures() -> None:
+    none = ROW_SCHEMA.empty_table()
+    unequal = [Tally(f"part {number:02}", 1, 3, none) for number in range(25)]
+    found = row_parity([Tally("sound", 3, 3, none), *unequal])
+    assert found.metadata["fletcher/partitions_at_fault"] == 25
+    rows = table(found, "fletcher/partitions")
+    assert rows[0] == {"partition": "part 00", "rows_in_store": 1, "rows_to_embed": 3}
+    assert [row["partition"] for row in rows] == [f"part {number:02}" for number in range(20)]
+    assert "fletcher/partitions" not in row_parity([Tally("", 1, 3, none)]).metadata  # no partitions
 
 
 # Drift
@@ -269,15 +284,21 @@ def test_a_server_that_is_down_warns_and_never_blocks(project: Project, tmp_path
 def test_rows_that_wait_too_long_fail_the_delivery_lag(project: Project) -> None:
     nowhere = LongbowResource(data_address="127.0.0.1:9", meta_address="127.0.0.1:9", delivery_timeout=0.1)
     project = with_resource(project, longbow=nowhere)
-    patient = project.assets(project.docs(), checks=replace(OFF, delivery_lag="error"))
-    found = checks(project.run(patient))["delivery_lag"]
+    by_day: dict[str, Any] = {"partitions_def": DAYS}
+    source = project.docs(partition_column="day")
+    patient = project.assets(source, checks=replace(OFF, delivery_lag="error"), **by_day)
+    found = checks(project.run_range(patient, "2026-01-01", "2026-01-03"))["delivery_lag"]
     figures = plain(found.metadata)
     assert found.passed
     assert (figures["fletcher/longbow_rows_pending"], figures["fletcher/longbow_rows_searchable"]) == (6, 0)
     assert figures["fletcher/oldest_waiting_seconds"] > 0
     for limit in ({"lag_seconds": 0.0}, {"lag_rows": 5}):
-        strict = project.assets(project.docs(), checks=replace(OFF, delivery_lag="error", **limit))
-        assert not checks(project.run(strict, selection=only("delivery_lag")))["delivery_lag"].passed
+        strict = project.assets(source, checks=replace(OFF, delivery_lag="error", **limit), **by_day)
+        found = checks(project.run(strict, selection=only("delivery_lag")))["delivery_lag"]
+        assert not found.passed
+        assert table(found, "fletcher/partitions") == [
+            {"partition": day, "rows": 2} for day in DAYS.get_partition_keys()
+        ]
 
 
 def test_without_longbow_its_checks_pass_with_a_note(project: Project) -> None:

@@ -10,43 +10,29 @@ from fletcher_core.cache import CacheStatistics
 from fletcher_core.models.card import ModelCard
 from fletcher_core.store.quarantine import ROW_SCHEMA
 from fletcher_core.telemetry import LENGTH_EDGES, DeliveryCounts, Progress, RunReport, SlowRow, StageSeconds
-from fletcher_dagster.metadata import run_metadata, run_summary_metadata
+from fletcher_dagster.metadata import commit_line, run_metadata, run_summary_metadata
 from fletcher_dagster.progress import progress_line
 
 SCHEMA = pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("vector", pa.list_(pa.float32(), 2))])
 
-NUMBERS = {
-    *(
-        f"fletcher/rows_{kind}"
-        for kind in [
-            "new",
-            "changed",
-            "stale",
-            "unchanged",
-            "deleted",
-            "skipped_empty",
-            "quarantined",
-            "truncated",
-            "embedded",
-            "retried",
-            "remaining",
-        ]
-    ),
-    *(
-        f"fletcher/seconds_{stage}"
-        for stage in ["total", "diff", "read", "tokenize", "compute", "guard", "write", "send"]
-    ),
+ALWAYS = {
+    *(f"fletcher/rows_{kind}" for kind in ["new", "changed", "unchanged", "deleted", "quarantined", "embedded"]),
     *(f"fletcher/longbow_rows_{state}" for state in ["sent", "applied", "searchable", "pending"]),
+    "fletcher/bytes_sent",
     "fletcher/cache_hits",
-    "fletcher/cache_hit_rate",
     "fletcher/texts_per_s",
     "fletcher/tokens_per_s",
-    "fletcher/padding_share",
     "fletcher/tokenize_share",
-    "fletcher/bytes_sent",
-    "fletcher/engine_failures",
-    "fletcher/standby_batches",
+    "fletcher/seconds_total",
 }
+ABOVE_ZERO = {
+    *(f"fletcher/rows_{kind}" for kind in ["stale", "skipped_empty", "truncated", "retried", "remaining"]),
+    *(f"fletcher/seconds_{stage}" for stage in ["diff", "read", "tokenize", "compute", "guard", "write", "send"]),
+    *("fletcher/cache_hit_rate", "fletcher/padding_share", "fletcher/engine_failures", "fletcher/standby_batches"),
+    *(f"fletcher/memory_cache_{counter}" for counter in ["hits", "misses", "evictions", "bytes", "hit_rate"]),
+}
+EVERY_STAGE = StageSeconds(*(0.1 * (stage + 1) for stage in range(7)))
+CACHE = CacheStatistics(30, 10, 4, 6, 9_000, 10_000)
 
 
 def report(**changes: Any) -> RunReport:
@@ -89,22 +75,64 @@ def metadata(made_of: RunReport, *, partitioned: bool = False, delivered: bool =
     return run_metadata(
         made_of,
         schema=SCHEMA,
-        folder=Path("/vectors/docs"),
+        folder=Path("/vectors/docs/docs-model-2-0000"),
+        collection="docs",
         partitioned=partitioned,
         delivered=delivered,
         **more,
     )
 
 
+def numbers(values: dict[str, Any]) -> set[str]:
+    return {name for name, value in values.items() if type(value) in (int, float)}
+
+
 def test_every_number_is_there_plain_and_of_a_stable_kind() -> None:
-    empty = report(new=0, embedded=0, tokens=0, padded_tokens=0, seconds_total=0.0, timeline=())
-    for made_of in (report(), empty):
-        values = metadata(made_of)
-        found = {name for name, value in values.items() if type(value) in (int, float)}
-        assert found == NUMBERS | {"dagster/row_count"}
-        assert {
-            name for name in NUMBERS if "seconds" in name or "_per_s" in name or "share" in name or "rate" in name
-        } == {name for name in found if type(values[name]) is float}
+    busy = report(
+        **dict.fromkeys(("stale", "truncated", "retried", "remaining", "engine_failures", "standby_batches"), 1),
+        seconds=EVERY_STAGE,
+        cache=CACHE,
+    )
+    values = metadata(busy)
+    found = numbers(values)
+    assert found == ALWAYS | ABOVE_ZERO | {"dagster/row_count"}
+    assert {name for name in found if any(word in name for word in ("seconds", "_per_s", "share", "rate"))} == {
+        name for name in found if type(values[name]) is float
+    }
+
+
+def test_of_what_did_not_happen_only_the_zeros_that_are_news_are_shown() -> None:
+    counts = ("new", "changed", "unchanged", "deleted", "null_text", "empty_text", "null_ids", "cache_hits", "embedded")
+    nothing = dict.fromkeys((*counts, "tokens", "padded_tokens", "rows_in_store"), 0)
+    idle = report(
+        **nothing, seconds_total=0.0, seconds=StageSeconds(), delivery=DeliveryCounts(), timeline=(), stages={}
+    )
+    values = metadata(idle)
+    assert numbers(values) == ALWAYS | {"dagster/row_count"}
+    assert not any(values[name] for name in numbers(values))
+    assert metadata(idle, limited=True)["fletcher/rows_remaining"] == 0  # none are left: the following runs are done
+
+
+def test_what_people_look_for_first_comes_first() -> None:
+    troubled = report(lengths=LENGTHS, note="a note", delivery=DeliveryCounts(problem="it is down"))
+    assert list(metadata(troubled, dashboard_url="https://grafana/d/1"))[:8] == [
+        "dagster/row_count",
+        "fletcher/rows_embedded",
+        "fletcher/texts_per_s",
+        "fletcher/note",
+        "fletcher/longbow_problem",
+        "fletcher/throughput",
+        "fletcher/stages",
+        "fletcher/lengths",
+    ]
+
+
+def test_a_partitions_event_says_in_a_sentence_what_happened() -> None:
+    assert commit_line(report()) == (
+        "9 rows in the store: 5 new, 1 changed, 3 unchanged, 2 deleted; embedded 4 texts in 2.0 s (2 texts/s)"
+    )
+    same = report(new=0, changed=0, unchanged=9, deleted=0, embedded=0)
+    assert commit_line(same) == "9 rows in the store: 9 unchanged; embedded nothing"
 
 
 def test_figures_come_from_where_they_say() -> None:
@@ -115,14 +143,15 @@ def test_figures_come_from_where_they_say() -> None:
     assert values["fletcher/tokenize_share"] == 0.05
     assert values["fletcher/tokenizer"] == "wordpiece-avx2"
     assert values["fletcher/engine"] == "openvino bf16"
-    assert values["dagster/uri"] == "file:///vectors/docs"
-    assert values["dagster/table_name"] == values["fletcher/longbow_dataset"] == "docs-model-2-0000"
+    assert values["dagster/uri"] == "file:///vectors/docs/docs-model-2-0000"
+    assert values["dagster/table_name"] == "docs"  # what readers and searches ask for, and what the definition says
+    assert values["fletcher/longbow_dataset"] == "docs-model-2-0000"
 
 
 def test_the_cache_in_memory_shows_where_there_is_one() -> None:
     assert metadata(report())["fletcher/cache_hit_rate"] == 0.3333
     assert not [name for name in metadata(report()) if "memory_cache" in name]
-    values = metadata(report(cache=CacheStatistics(30, 10, 4, 6, 9_000, 10_000)))
+    values = metadata(report(cache=CACHE))
     found = {name.removeprefix("fletcher/memory_cache_"): values[name] for name in values if "memory_cache" in name}
     assert found == {"hits": 30, "misses": 10, "evictions": 4, "bytes": 9_000, "hit_rate": 0.75}
 

