@@ -9,26 +9,28 @@ from collections.abc import Mapping, Sequence
 
 from fletcher_core.telemetry import LENGTH_EDGES
 
-WIDTH, HEIGHT = 370, 150  # on a page 1500 wide the metadata table cuts off what is wider
-LEFT, RIGHT, TOP, BOTTOM = 64, 14, 30, 28
-STEPS = 60
-BAR = 24  # characters of a histogram's longest bar
+WIDTH, HEIGHT = 350, 120  # beside the longest key, a table on a page 1500 wide cuts off what is wider
+LEFT, RIGHT, TOP, BOTTOM = 64, 14, 26, 24
+STEPS = 36
+BAR = 20  # characters of a histogram's longest bar
 
 
 def throughput_markdown(samples: Sequence[tuple[float, float]], begin: float = 0.0) -> str | None:
-    """Markdown with the picture of `throughput_svg`, or None when there is nothing to draw."""
+    """Markdown with the picture of `throughput_svg`, or None when there is nothing to draw.
+
+    The UI shows Markdown of less than 1,000 characters at once, and longer one behind a link.
+    """
     if not samples:
         return None
     picture = b64encode(throughput_svg(samples, begin).encode()).decode()
-    return f"![texts per second over the run](data:image/svg+xml;base64,{picture})"
+    return f"![texts per second](data:image/svg+xml;base64,{picture})"
 
 
 def stages_markdown(stages: Mapping[str, Sequence[float]], seconds: float) -> str | None:
     """A Markdown table with a line for each stage: how busy it was over the `seconds` of the run, from left to right,
     and in the mean; None when no stage was busy.
 
-    `stages` has for each the shares of equal parts of the run, 0 to 1. The UI shows Markdown of less than 1,000
-    characters at once, and longer one behind a link: too little for an image.
+    `stages` has for each the shares of equal parts of the run, 0 to 1.
     """
     if not stages:
         return None
@@ -75,33 +77,31 @@ def throughput_svg(samples: Sequence[tuple[float, float]], begin: float = 0.0) -
     """An SVG of texts/s over the seconds of a run: filled steps, two axes, the peak and the length written on them.
 
     A sample's rate holds from the sample before it (the first one's from `begin`) up to its own time. Of a long run
-    neighbours are joined: what the page does not show need not be stored with every run.
+    neighbours are joined, and all is in whole pixels: see `throughput_markdown` for how short it has to be.
     """
     samples = _joined(samples, begin)
     seconds = max(samples[-1][0], 1e-9)
     peak = max(max(rate for _, rate in samples), 1e-9)
     floor, right = HEIGHT - BOTTOM, WIDTH - RIGHT
 
-    def point(at: float, rate: float) -> str:
-        x = LEFT + at / seconds * (right - LEFT)
-        return f"{x:.1f},{floor - rate / peak * (floor - TOP):.1f}"
+    def across(at: float) -> int:
+        return LEFT + round(at / seconds * (right - LEFT))
 
-    starts = [begin, *(at for at, _ in samples[:-1])]
-    steps = [(point(start, rate), point(at, rate)) for start, (at, rate) in zip(starts, samples, strict=True)]
-    line = " ".join(corner for step in steps for corner in step)
+    def up(rate: float) -> int:
+        return floor - round(rate / peak * (floor - TOP))
+
+    line, x, y = "", across(begin), floor
+    for at, rate in samples:
+        line += f"v{up(rate) - y}h{across(at) - x}"
+        x, y = across(at), up(rate)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
-        f'height="{HEIGHT}" font-family="sans-serif" font-size="12" fill="#475569">'
-        f'<rect width="{WIDTH}" height="{HEIGHT}" rx="8" fill="#ffffff"/>'
-        f'<text x="{LEFT}" y="18">texts per second</text>'
-        f'<polygon points="{point(begin, 0)} {line} {right},{floor}" fill="#4f46e5" fill-opacity="0.15"/>'
-        f'<polyline points="{line}" fill="none" stroke="#4f46e5" stroke-width="2" stroke-linejoin="round"/>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" font-family="sans-serif" '
+        f'font-size="12" fill="#475569" style="background:#fff">'
+        f'<path d="M{across(begin)} {floor}{line}V{floor}" fill="#4f46e5" fill-opacity=".2" stroke="#4f46e5"/>'
         f'<path d="M{LEFT} {TOP}V{floor}H{right}" fill="none" stroke="#94a3b8"/>'
-        f'<text x="{LEFT - 6}" y="{TOP + 5}" text-anchor="end">{peak:,.0f}</text>'
-        f'<text x="{LEFT - 6}" y="{floor + 4}" text-anchor="end">0</text>'
-        f'<text x="{LEFT}" y="{HEIGHT - 9}">0 s</text>'
-        f'<text x="{right}" y="{HEIGHT - 9}" text-anchor="end">{seconds:,.1f} s</text>'
-        "</svg>"
+        f'<text x="{LEFT}" y="15">texts per second</text><text x="{LEFT}" y="{HEIGHT - 7}">0 s</text>'
+        f'<g text-anchor="end"><text x="{LEFT - 6}" y="{TOP + 5}">{peak:,.0f}</text>'
+        f'<text x="{right}" y="{HEIGHT - 7}">{seconds:,.1f} s</text></g></svg>'
     )
 
 

@@ -1,27 +1,52 @@
 """The pictures of a run: valid SVG in Markdown, to scale."""
 
+import itertools
+import re
 import xml.etree.ElementTree as ET
 from base64 import b64decode
 from dataclasses import fields
 
+from hypothesis import example, given
+from hypothesis import strategies as st
+
 from fletcher_core.pipeline import SLICES
 from fletcher_core.telemetry import LENGTH_EDGES, StageSeconds
-from fletcher_dagster.pictures import BAR, STEPS, lengths_markdown, stages_markdown, throughput_markdown, throughput_svg
+from fletcher_dagster.pictures import (
+    BAR,
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    STEPS,
+    TOP,
+    WIDTH,
+    lengths_markdown,
+    stages_markdown,
+    throughput_markdown,
+    throughput_svg,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def corners(svg: str) -> list[tuple[float, float]]:
-    line = ET.fromstring(svg).find(f"{SVG}polyline")
-    assert line is not None
-    points = [point.split(",") for point in line.attrib["points"].split()]
-    return [(float(x), float(y)) for x, y in points]
+def corners(svg: str) -> list[tuple[int, int]]:
+    """Where each step begins and ends, in pixels."""
+    path = ET.fromstring(svg).find(f"{SVG}path")
+    assert path is not None
+    start = re.match(r"M(\d+) (\d+)", path.attrib["d"])
+    assert start is not None
+    x, y = int(start[1]), int(start[2])
+    found = []
+    for rise, run in re.findall(r"v(-?\d+)h(\d+)", path.attrib["d"]):
+        found += [(x, y + int(rise)), (x + int(run), y + int(rise))]
+        x, y = found[-1]
+    return found
 
 
 def test_the_markdown_holds_a_readable_svg() -> None:
     markdown = throughput_markdown([(1.0, 400.0), (2.0, 300.0)])
     assert markdown is not None
-    prefix = "![texts per second over the run](data:image/svg+xml;base64,"
+    prefix = "![texts per second](data:image/svg+xml;base64,"
     assert markdown.startswith(prefix)
     picture = b64decode(markdown.removeprefix(prefix).removesuffix(")"), validate=True).decode()
     assert ET.fromstring(picture).tag == f"{SVG}svg"
@@ -29,13 +54,26 @@ def test_the_markdown_holds_a_readable_svg() -> None:
     assert "2.0 s" in picture
 
 
+@given(
+    st.lists(st.tuples(st.floats(0.001, 2000.0), st.floats(0.0, 1e6)), min_size=1, max_size=400), st.floats(0.0, 100.0)
+)
+@example([(1000.0, 1e6 * (number % 2)) for number in range(400)], 0.0)
+def test_every_picture_is_one_that_the_ui_shows_at_once(spans: list[tuple[float, float]], begin: float) -> None:
+    ends = itertools.accumulate((span for span, _ in spans), initial=begin)
+    samples = list(zip(itertools.islice(ends, 1, None), (rate for _, rate in spans), strict=True))
+    assert len(throughput_markdown(samples, begin) or "") < 1000
+    for x, y in corners(throughput_svg(samples, begin)):
+        assert LEFT <= x <= WIDTH - RIGHT
+        assert TOP <= y <= HEIGHT - BOTTOM
+
+
 def test_the_steps_are_to_scale() -> None:
     (x0, y0), (x1, y1), (x2, y2), (x3, y3) = corners(throughput_svg([(5.0, 50.0), (10.0, 100.0)]))
     assert (y0, y2) == (y1, y3)
     assert x1 == x2
     assert x1 - x0 == x3 - x2 > 0
-    floor = y0 + (y0 - y2)
-    assert floor - y2 == 2 * (floor - y0)
+    floor = HEIGHT - BOTTOM
+    assert floor - y2 == 2 * (floor - y0) > 0
 
 
 def test_the_time_before_the_first_text_stays_empty() -> None:

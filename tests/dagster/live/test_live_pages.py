@@ -44,6 +44,7 @@ def test_the_asset_page_shows_the_figures_of_the_latest_run(embedded: Live, page
     page.wait_for(
         "dagster/partition_row_count", "fletcher/texts_per_s", "fletcher/rows_embedded", "fletcher/throughput"
     )
+    assert page.count('img[src^="data:image/svg+xml"]') == 1  # at once, not behind a link
     page.scroll_to("Metadata")
     keep(page, "dagster-metadata")
 
@@ -69,3 +70,10 @@ def test_each_partition_is_materialized_and_has_its_figures(embedded: Live, page
     page.open(f"{embedded.web.address}/assets/docs_embeddings?view=partitions&partition={day}")
     page.wait_for(day, "dagster/partition_row_count", "Materialized")
     keep(page, "dagster-partitions")
+
+
+def test_a_partitions_event_says_in_a_sentence_what_happened(embedded: Live, page: Page) -> None:
+    page.open(f"{embedded.web.address}/assets/docs_embeddings?view=events")
+    page.click(embedded.days[-1])  # the oldest: at the commit of the first backfill
+    page.wait_for("rows in the store: 3 new; embedded 3 texts")
+    keep(page, "dagster-events")
