@@ -1,5 +1,6 @@
 """Runs that cannot succeed: what the user reads, what is retried, what a cancelled run leaves behind."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -10,11 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import dagster as dg
+import pyarrow as pa
 import pytest
 from embedding_project import DAYS, Project, failure, plain
 
+from fletcher_core import pipeline
 from fletcher_core.errors import ConfigError
 from fletcher_core.sources import DuckDBTable, ParquetTable
+from fletcher_core.window import Window
 from fletcher_dagster import FletcherResource, LongbowResource
 
 TWICE = dg.RetryPolicy(max_retries=1, delay=0)
@@ -112,14 +116,15 @@ def test_rows_wait_for_a_longbow_that_is_down_and_go_with_the_next_run(project: 
     assert figures["fletcher/longbow_rows_searchable"] == 6
 
 
-def interrupt_when(ready: Callable[[], object]) -> threading.Thread:
-    """Sends this process what Dagster's termination and Ctrl-C send, once `ready()`."""
+def interrupt_when(ready: Callable[[], object], then: Callable[[], object] = lambda: None) -> threading.Thread:
+    """Sends this process what Dagster's termination and Ctrl-C send, once `ready()`, and goes on with `then()`."""
 
     def watch() -> None:
         deadline = time.monotonic() + 60
         while not ready() and time.monotonic() < deadline:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
+        then()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -129,8 +134,15 @@ def interrupt_when(ready: Callable[[], object]) -> threading.Thread:
 def test_a_cancelled_run_stops_is_not_retried_and_leaves_what_it_committed(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fletcher_core.pipeline.WINDOW", 256)  # smaller steps, so that fewer rows will do
-    rows = 12_000  # seconds of work: the interrupt must come before the end
+    monkeypatch.setattr(pipeline, "WINDOW", 256)  # smaller steps, so that fewer rows will do
+    rows, windows, interrupted, open_window = 4000, itertools.count(), threading.Event(), pipeline.open_window
+
+    def opened(table: pa.Table) -> Window:
+        """The rows after the first windows come when the run has been interrupted."""
+        assert next(windows) < 12 or interrupted.wait(60)
+        return open_window(table)
+
+    monkeypatch.setattr(pipeline, "open_window", opened)
     project.sql(f"CREATE TABLE many AS SELECT i AS id, 'text ' || i AS text FROM range({rows}) t(i)")
     project.fletcher = FletcherResource(
         store_path=project.fletcher.store_path, longbow=project.fletcher.longbow, commit_seconds=0.01
@@ -138,7 +150,7 @@ def test_a_cancelled_run_stops_is_not_retried_and_leaves_what_it_committed(
     project.fletcher.embedder()
     assets = project.assets(DuckDBTable(project.database, table="many"), retry_policy=TWICE)
     store = project.folder / "vectors" / "many_embeddings"
-    thread = interrupt_when(lambda: list(store.glob("*/segments/*/*.parquet")))
+    thread = interrupt_when(lambda: list(store.glob("*/segments/*/*.parquet")), interrupted.set)
     result = project.run(assets)
     thread.join()
     assert "cancelled" in (failure(result).description or "")

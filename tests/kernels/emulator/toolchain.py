@@ -7,6 +7,7 @@
 clang 17 or later comes from the system, or from the wheel `ziglang`, which carries one.
 """
 
+import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -26,6 +27,7 @@ from .translate import KERNEL_FILE
 
 _HERE = Path(__file__).resolve().parent
 _SHIM = _HERE / "shim"
+_METAL = _SHIM / "msl" / "metal.h"
 _RUNTIME = _HERE / "runtime"
 _OLDEST_CLANG = 17
 _OLDEST_GCC = 12
@@ -112,9 +114,13 @@ def compile_kernel(cpp: str, build: Build, include: tuple[Path, ...] = ()) -> Pa
         raise EmulatorError(reason)
     compiler = _gcc() if build is Build.GCC else _clang()
     assert compiler is not None
-    folders = (flag for folder in (_SHIM, *include) for flag in ("-isystem", str(folder)))
-    flags = (*_COMMON, *_FLAGS[build], *folders)
-    return _cached("kernel", (compiler.command, flags), cpp, lambda folder: _build_kernel(compiler, flags, cpp, folder))
+    flags = (*_COMMON, *_FLAGS[build], "-isystem", str(_SHIM))
+    folders = tuple(flag for folder in include for flag in ("-isystem", str(folder)))
+
+    def build_kernel(folder: Path) -> None:
+        _build_kernel(compiler, (*flags, *_precompiled(compiler, flags), *folders), cpp, folder)
+
+    return _cached("kernel.so", (compiler.command, flags, folders), cpp, build_kernel)
 
 
 def runtime() -> Path:
@@ -122,9 +128,9 @@ def runtime() -> Path:
     sources = sorted(_RUNTIME.glob("*.cpp"))
 
     def build(folder: Path) -> None:
-        _run((*_linker(), *_RUNTIME_FLAGS, *map(str, sources), "-o", str(folder / "out.so"), "-lpthread"), folder)
+        _run((*_linker(), *_RUNTIME_FLAGS, *map(str, sources), "-o", str(folder / "out"), "-lpthread"), folder)
 
-    return _cached("runtime", (_linker(), _RUNTIME_FLAGS), "", build)
+    return _cached("runtime.so", (_linker(), _RUNTIME_FLAGS), "", build)
 
 
 def line_of(library: Path, offset: int) -> int | None:
@@ -187,7 +193,22 @@ def _build_kernel(compiler: Compiler, flags: tuple[str, ...], cpp: str, folder: 
     source.write_text(cpp)
     _refuse_double(_run((*compiler.command, *flags, "-c", str(source), "-o", str(folder / "kernel.o")), folder))
     # -O2 keeps zig from linking a sanitizer's runtime of its own, which would end the process; ours stays undefined.
-    _run((*_linker(), "-shared", "-O2", str(folder / "kernel.o"), "-o", str(folder / "out.so"), "-lm"), folder)
+    _run((*_linker(), "-shared", "-O2", str(folder / "kernel.o"), "-o", str(folder / "out"), "-lm"), folder)
+
+
+def _precompiled(compiler: Compiler, flags: tuple[str, ...]) -> tuple[str, ...]:
+    """The flags with which Metal's own headers are taken as compiled before: half of what most kernels take."""
+    if len(compiler.command) > 1:
+        return ()  # zig makes of it more than one file
+    # What the headers say is in the name of what is made of them; clang would also go by their times.
+    timeless = () if compiler == _gcc() else ("-Xclang", "-fno-pch-timestamp")
+
+    def build(folder: Path) -> None:
+        _run((*compiler.command, *flags, *timeless, "-x", "c++-header", str(_METAL), "-o", str(folder / "out")), folder)
+
+    compiled = _cached("metal.h.gch", (compiler.command, flags), "", build)
+    # g++ looks beside a header for the compiled one; the header itself need not be there.
+    return ("-include-pch", str(compiled)) if timeless else ("-include", str(compiled.with_suffix("")))
 
 
 def _refuse_double(warnings: str) -> None:
@@ -213,15 +234,19 @@ def _errors(stderr: str) -> str:
     return "\n".join(lines[first : first + 24])
 
 
-def _cached(kind: str, inputs: object, text: str, build: Callable[[Path], None]) -> Path:
+def _cached(name: str, inputs: object, text: str, build: Callable[[Path], None]) -> Path:
+    """What `build` leaves as `out` in a folder; if processes want the same at once, one builds it for all of them."""
     digest = hashlib.sha256(f"{inputs}\0{_own_sources()}\0{text}".encode()).hexdigest()[:24]
-    library = _cache() / f"{kind}-{digest}.so"
-    if not library.exists():
-        with tempfile.TemporaryDirectory(dir=_cache()) as folder:
-            build(Path(folder))
-            # Another process may have been faster with the same object: then this replaces like by like.
-            os.replace(Path(folder) / "out.so", library)
-    return library
+    made = _cache() / f"{digest}-{name}"
+    if made.exists():
+        return made
+    with made.with_name(f"{digest}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            with tempfile.TemporaryDirectory(dir=_cache()) as folder:
+                build(Path(folder))
+                os.replace(Path(folder) / "out", made)
+    return made
 
 
 @functools.cache
