@@ -70,7 +70,7 @@ def expanded(text: str) -> str:
 
 
 def compile_cuda(text: str, architecture: str = "sm_90a") -> Compiled:
-    """Compile to machine code.
+    """Compile to machine code. A process compiles CUDA's own headers once an architecture, which takes a second.
 
     Raises:
         NvrtcError: it does not compile.
@@ -84,7 +84,11 @@ def compile_cuda(text: str, architecture: str = "sm_90a") -> Compiled:
         f"--include-path={path.parent.parent / 'include'}",
         f"--include-path={path.parent.parent / 'include' / 'cccl'}",
         "--ptxas-options=-v",
+        "--pch",
     ]
+    # What stands before this line is kept in memory, for texts that begin alike.
+    headers = sorted(set(re.findall(r"^#include <.+>$", expanded(text), re.MULTILINE)))
+    text = "\n".join([*headers, "#pragma nv_hdrstop", "#line 1", text])
     program = ctypes.c_void_p()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None)
     nvrtc.nvrtcAddNameExpression(program, b"mlx::core::cu::kernel")

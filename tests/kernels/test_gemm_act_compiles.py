@@ -10,7 +10,10 @@ import nvrtc
 from fletcher_kernels.build import read
 from fletcher_kernels.gemm_act import Activation, header, schedule
 
-pytestmark = pytest.mark.skipif(nvrtc.library() is None, reason="no NVRTC: pip install nvidia-cuda-nvrtc")
+pytestmark = [
+    pytest.mark.skipif(nvrtc.library() is None, reason="no NVRTC: pip install nvidia-cuda-nvrtc"),
+    pytest.mark.xdist_group("nvrtc"),  # on one worker, which compiles CUDA's headers once
+]
 
 # Of a thread, outside its loop over the operands; its sums alone are 512.
 SPILLED_BYTES = 80

@@ -12,7 +12,10 @@ import nvrtc
 from fletcher_kernels import KERNELS
 from proof import typed
 
-pytestmark = pytest.mark.skipif(nvrtc.library() is None, reason="no NVRTC: pip install nvidia-cuda-nvrtc")
+pytestmark = [
+    pytest.mark.skipif(nvrtc.library() is None, reason="no NVRTC: pip install nvidia-cuda-nvrtc"),
+    pytest.mark.xdist_group("nvrtc"),  # on one worker, which compiles CUDA's headers once
+]
 
 # Of 65536: twelve warps of attention at a time on sm_90a, ten or more on sm_80; of others a threadgroup of 256 threads.
 MOST_REGISTERS = {("attention", "sm_90a"): 168, ("attention", "sm_80"): 176}

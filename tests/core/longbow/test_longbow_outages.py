@@ -89,11 +89,12 @@ def test_the_end_of_a_run_waits_for_a_black_hole_no_longer_than_for_one_call_and
         assert 0.5 < time.monotonic() - started < 8.0  # and not the 10 s of patience
         assert (report.circuit, report.rows["pending"]) == ("open", 1)
         assert "no answer before the deadline" in report.unavailable
+    with LongbowClient(LongbowSettings(black_hole, call_timeout=9.0, breaker=breaker)) as client:
         started = time.monotonic()
         for _ in range(5):  # runs of other partitions of the same process
             with Sender(collection.generation, client) as sender:
                 assert "no answer before the deadline" in sender.drain().unavailable
-        assert time.monotonic() - started < 2.5  # and not 5 calls of 0.6 s
+        assert time.monotonic() - started < 30  # and not 5 calls of 9 s
 
 
 def test_a_frozen_server_holds_up_neither_the_end_of_a_run_nor_close(
@@ -120,7 +121,7 @@ def test_a_frozen_server_holds_up_neither_the_end_of_a_run_nor_close(
 def test_close_returns_while_a_put_hangs_at_a_server_known_to_be_down(
     server: Any, collection: Any, connect: Connect
 ) -> None:
-    client = connect(put_timeout=3.0)
+    client = connect(put_timeout=40.0)
     server.faults = Faults(stall_before_flush=True)
     segment = collection.write(["a"])
     sender = Sender(collection.generation, client, QUICK).start()
@@ -132,7 +133,8 @@ def test_close_returns_while_a_put_hangs_at_a_server_known_to_be_down(
     started = time.monotonic()
     sender.drain()
     sender.close()
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 30  # and not the 40 s of a put
+    assert collection.store.manifest.delivery(client.address.data, segment.label).state == "sending"
 
 
 def test_a_server_that_is_ready_but_takes_no_puts_is_tried_with_one_short_put_at_a_time(
@@ -253,4 +255,4 @@ def test_threads_of_one_process_wait_for_nothing_together(server: Any, collectio
         thread.start()
     for thread in threads:
         thread.join()
-    assert time.monotonic() - started < 1.0
+    assert time.monotonic() - started < 30  # and not the 60 s until the next try

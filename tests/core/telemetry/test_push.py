@@ -150,7 +150,7 @@ def test_a_receiver_that_is_gone_is_named_in_the_log(caplog: pytest.LogCaptureFi
 def test_a_receiver_that_never_answers_costs_a_few_seconds(silent: str, caplog: pytest.LogCaptureFixture) -> None:
     started = time.monotonic()
     assert not push_metrics(silent, job="fletcher", grouping={})
-    assert time.monotonic() - started < PATIENCE + 2
+    assert time.monotonic() - started < PATIENCE + 5
     assert silent in caplog.text
 
 
@@ -165,7 +165,7 @@ def test_what_holds_a_push_up_beyond_its_timeouts_is_left_behind(
     assert not push_metrics("http://gateway:9091", job="fletcher", grouping={})
     with Pusher("http://gateway:9091", job="fletcher", grouping={}):
         pass
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 25  # and not the 30 s of the name server
     go.set()
     assert caplog.text.count("given up") == 2
 
@@ -245,7 +245,7 @@ def test_a_collector_that_is_gone_or_silent_costs_a_few_seconds(
         started = time.monotonic()
         with Pusher("otlp", job="fletcher", grouping={}):
             pass
-        assert time.monotonic() - started < PATIENCE + 2
+        assert time.monotonic() - started < PATIENCE + 5
         assert endpoint in caplog.text
 
 
