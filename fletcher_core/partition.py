@@ -69,20 +69,22 @@ class Partition:
 
     def condition(self, column: str, type_: str) -> str:
         """A slice of one condition as SQL, on `column` of DuckDB's type `type_`."""
+        return " AND ".join(" ".join(compared) for compared in self.compared(column, type_)) or "true"
+
+    def compared(self, column: str, type_: str) -> list[tuple[str, str, str]]:
+        """What `condition` is made of, as SQL: what is compared, how, and with what."""
         if self.parts:
             raise ConfigError(f"partition {self.key!r} has several conditions: ask each of its conditions for its SQL")
         text = f"CAST({identifier(column)} AS VARCHAR)"
         if self.value is not None:
-            return f"{text} = {literal(self.value)}"
+            return [(text, "=", literal(self.value))]
         if self.bucket is not None:
             # Not DuckDB's own hash(), which may be another one in the next version.
-            return f"md5_number_lower(coalesce({text}, '')) % {self.bucket[1]} = {self.bucket[0]}"
+            return [(f"md5_number_lower(coalesce({text}, '')) % {self.bucket[1]}", "=", str(self.bucket[0]))]
         zoned = type_ == "TIMESTAMP WITH TIME ZONE"
         moment = f"CAST({identifier(column)} AS {'TIMESTAMPTZ' if zoned else 'TIMESTAMP'})"
         bounds = ((">=", self.start), ("<", self.end))
-        return (
-            " AND ".join(f"{moment} {sign} {_constant(at, zoned)}" for sign, at in bounds if at is not None) or "true"
-        )
+        return [(moment, sign, _constant(at, zoned)) for sign, at in bounds if at is not None]
 
 
 def _constant(at: datetime, zoned: bool) -> str:

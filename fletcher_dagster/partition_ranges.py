@@ -35,18 +35,26 @@ class KeyRange:
 
 
 def ranges_of(keys: Sequence[str], all_keys: Sequence[str], policy: dg.BackfillPolicy | None) -> Iterator[KeyRange]:
-    """`keys` in runs of neighbours, each as long as one run may be under `policy`; in the order of `all_keys`."""
+    """`keys` in runs of neighbours, each as long as one run may be under `policy`; in the order of `all_keys`.
+
+    Of two dimensions a range is the product of both, so neighbours have the first one in common.
+    """
     longest = most_per_run(policy)
     wanted = set(keys)
     run: list[str] = []
     for key in all_keys:
-        if run and (key not in wanted or len(run) == longest):
+        if run and (key not in wanted or len(run) == longest or _first_dimension(key) != _first_dimension(run[-1])):
             yield KeyRange(tuple(run))
             run = []
         if key in wanted:
             run.append(key)
     if run:
         yield KeyRange(tuple(run))
+
+
+def _first_dimension(key: str) -> str:
+    """Of a key of two dimensions, of which the second one counts up first; '' of any other key."""
+    return key.partition("|")[0] if isinstance(key, dg.MultiPartitionKey) else ""
 
 
 def most_per_run(policy: dg.BackfillPolicy | None) -> int | None:

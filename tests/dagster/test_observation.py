@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import duckdb
 import pytest
 from dagster._core.definitions.observe import observe
-from embedding_project import DAYS, DOCS, Project
+from embedding_project import DAYS, DOCS, LANGUAGES, Project
 
 from fletcher_core.errors import ConfigError
-from fletcher_core.source_version import digest, file_states, watermarks
-from fletcher_core.sources import ParquetTable, Partition
+from fletcher_core.source_version import Watermark, digest, file_states, watermarks
+from fletcher_core.sources import DuckDBTable, ParquetTable, Partition, partition_condition
 from fletcher_dagster import (
     FletcherResource,
     FletcherTranslator,
@@ -20,7 +21,9 @@ from fletcher_dagster import (
     LongbowResource,
     build_observable_source,
     eager_or_model_changed,
+    hash_partitions,
 )
+from fletcher_dagster.partitions import partition_slice
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "dagster" / "automation.md"
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
@@ -157,6 +160,34 @@ def test_rows_are_counted_for_each_partition(project: Project) -> None:
     slices = [Partition(key=value, value=value) for value in ("en", "de", "it's")]
     found = watermarks(project.docs(partition_column="language"), None, slices)
     assert {key: figure.rows for key, figure in found.items()} == {"en": 3, "de": 3, "it's": 0}
+
+
+@pytest.mark.parametrize(
+    ("column", "definition"),
+    [
+        ("day", DAYS),
+        ("language", LANGUAGES),
+        (None, hash_partitions(3)),
+        ({"when": "day"}, dg.MultiPartitionsDefinition({"when": DAYS, "bucket": hash_partitions(2)})),
+        ({"when": "day", "l": "language"}, dg.MultiPartitionsDefinition({"when": DAYS, "l": LANGUAGES})),
+    ],
+)
+def test_a_partitions_watermark_is_of_the_rows_that_a_run_embeds(
+    project: Project, column: Any, definition: dg.PartitionsDefinition[str]
+) -> None:
+    project.sql("INSERT INTO docs VALUES (7, 'No day, no language.', NULL, NULL), (8, 'Later.', '2026-02-01', 'fr')")
+    source = project.docs(partition_column=column)
+    slices = [partition_slice(source, definition, key) for key in definition.get_partition_keys()]
+    found = watermarks(source, "id", slices)
+    assert [found[part.key] for part in slices] == [_counted(source, part) for part in slices]
+    assert sum(figure.rows for figure in found.values()) == (8 if column is None else 6)
+
+
+def _counted(source: DuckDBTable, partition: Partition) -> Watermark:
+    with duckdb.connect(str(source.database), read_only=True) as connection:
+        condition = partition_condition(source, partition, {"id": "INTEGER", "day": "DATE", "language": "VARCHAR"})
+        found = connection.execute(f"SELECT max(id)::VARCHAR, count(*) FROM docs WHERE {condition}").fetchall()
+    return Watermark(*found[0])
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

@@ -150,6 +150,14 @@ def test_the_budget_counts_partitions_or_rows_and_lets_one_partition_through(pro
     assert named(tick(project, build_catch_up_schedule(assets, max_rows=1), assets)[0]) == ["2026-01-01"]
 
 
+def test_the_budget_of_rows_counts_partitions_of_two_dimensions(project: Project) -> None:
+    definition = dg.MultiPartitionsDefinition({"when": DAYS, "language": LANGUAGES})
+    source = project.docs(partition_column={"when": "day", "language": "language"})
+    assets = project.assets(source, partitions_def=definition)
+    requests, _ = tick(project, build_catch_up_schedule(assets, max_rows=4), assets)  # a row each
+    assert named(requests) == ["en|2026-01-01...en|2026-01-03", "de|2026-01-01"]
+
+
 def test_a_partition_that_failed_waits_for_the_missing_ones(project: Project) -> None:
     assets = by_day(project)
     project.sql("ALTER TABLE docs RENAME text TO body")

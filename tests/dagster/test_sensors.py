@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 import duckdb
 import pytest
-from embedding_project import DAYS, DOCS, Project
+from embedding_project import DAYS, DOCS, LANGUAGES, Project
 
 from fletcher_core.errors import ConfigError, SourceError
 from fletcher_core.sources import DuckDBTable, ParquetTable
@@ -259,6 +259,21 @@ def test_with_partitions_only_those_that_moved_are_asked_for(project: Project) -
     project.sql("DELETE FROM docs WHERE day = '2026-01-01'")
     (request,) = tick()
     assert request.partition_key == "2026-01-01"
+    assert tick() == []
+
+
+def test_with_two_dimensions_a_request_covers_what_moved_and_nothing_else(lasting: Project) -> None:
+    """A range of Dagster's is the product of both dimensions: neighbours in the list of keys may be no such range."""
+    project = lasting
+    definition = dg.MultiPartitionsDefinition({"when": DAYS, "language": LANGUAGES})
+    source = project.docs(partition_column={"when": "day", "language": "language"})
+    assets = project.assets(source, partitions_def=definition)
+    tick = Ticks(project, build_watermark_sensor(assets, source, watermark_column="id"), assets)
+    ends = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
+    asked = [[request.tags[end] for end in ends] for request in tick()]
+    assert asked == [["en|2026-01-01", "en|2026-01-03"], ["de|2026-01-01", "de|2026-01-03"]]
+    project.sql("INSERT INTO docs VALUES (7, 'Tides.', '2026-01-03', 'en'), (8, 'Ebb.', '2026-01-01', 'de')")
+    assert [request.partition_key for request in tick()] == ["en|2026-01-03", "de|2026-01-01"]
     assert tick() == []
 
 
