@@ -120,6 +120,11 @@ def list_files(
     return ParquetFiles(tuple(paths), _common_depth(patterns), file_column, keys.pop() if len(keys) == 1 else ())
 
 
+def file_name(patterns: Sequence[str], path: str) -> str:
+    """What a `file_column` holds of the file at `path`, which one of the patterns stands for."""
+    return "/".join(_parts(path)[_common_depth(patterns) :])
+
+
 def _hive(path: str) -> dict[str, str | None]:
     """Keys and values of the folders, the first of each key, as DuckDB reads them."""
     found: dict[str, str | None] = {}

@@ -162,7 +162,9 @@ def _remote(pattern: str) -> dict[str, str]:
         raise ConfigError(f"cannot list {pattern!r}: {error}") from error
     except (OSError, ValueError) as error:
         raise SourceError(f"cannot list the Parquet files {pattern!r}: {error}") from error
-    return {name: _state(facts) for name, facts in found.items() if facts.get("type") != "directory"}
+    return {
+        files.unstrip_protocol(name): _state(facts) for name, facts in found.items() if facts.get("type") != "directory"
+    }
 
 
 def _state(facts: Mapping[str, object]) -> str:

@@ -14,7 +14,7 @@ _RANGE_START, _RANGE_END = "dagster/asset_partition_range_start", "dagster/asset
 
 @dataclass(frozen=True)
 class KeyRange:
-    """Neighbouring partition keys, in the order of the partitions definition."""
+    """Neighbouring partition keys, in the order of the partitions definition; '' of an asset without partitions."""
 
     keys: tuple[str, ...]
 
@@ -29,7 +29,7 @@ class KeyRange:
         """The request of one run for all of the keys."""
         selection = None if asset_selection is None else list(asset_selection)
         if len(self.keys) == 1:
-            return dg.RunRequest(run_key, tags=tags, partition_key=self.keys[0], asset_selection=selection)
+            return dg.RunRequest(run_key, tags=tags, partition_key=self.keys[0] or None, asset_selection=selection)
         ends = {_RANGE_START: self.keys[0], _RANGE_END: self.keys[-1]}
         return dg.RunRequest(run_key, tags={**tags, **ends}, asset_selection=selection)
 

@@ -5,14 +5,17 @@ or partition, until nothing remains.
 """
 
 import json
+from collections.abc import Collection, Sequence
 
 import dagster as dg
 
+from fletcher_dagster.partition_ranges import ranges_of
 from fletcher_dagster.run_tags import fletcher_run_tags
 
 REMAINING_KEY = "fletcher/rows_remaining"
 
-_PROGRESS = ("fletcher/rows_embedded", "fletcher/cache_hits", "fletcher/rows_quarantined", "fletcher/rows_deleted")
+# Not the quarantined rows: the same ones are set aside in every run.
+_PROGRESS = ("fletcher/rows_embedded", "fletcher/cache_hits", "fletcher/rows_deleted")
 _RECORDS = 200  # of the event log read at a time
 
 
@@ -29,7 +32,8 @@ def build_rest_sensor(
 
     Together with `FletcherResource(max_rows_per_run=...)` a changed model is embedded again in portions, between which
     other runs get their turn. The next run is asked for when the last one has ended; one that fails ends the chain
-    until the asset is materialized again, and so does one that embedded nothing.
+    until the asset is materialized again, and so does one that embedded nothing. Neighbouring partitions go on in one
+    run, as far as the assets' `backfill_policy` lets one run take several.
 
     Args:
         assets: those of one `@fletcher_assets`.
@@ -63,7 +67,9 @@ def build_rest_sensor(
             asset = key.to_user_string()
             records = _since(context.instance, key, seen.get(asset))
             last = {record.partition_key: record for record in records}
-            waits = []
+            # Where a run's budget was used up by its first partitions, the others are left as they were.
+            worked = {record.run_id for record in records if any(_figure(record, name) for name in _PROGRESS)}
+            waits, due = [], {}
             for partition, record in last.items():
                 remaining = _figure(record, REMAINING_KEY)
                 if not remaining:
@@ -72,18 +78,28 @@ def build_rest_sensor(
                 if _is_running(context.instance, key, record):
                     waits.append(record.storage_id)
                     reasons.append(f"{what}: a run is at it")
-                elif reason := _why_not(context.instance, record):
+                elif reason := _why_not(context.instance, record, worked):
                     reasons.append(f"{what}: {remaining:,} rows remain, but {reason}")
                 else:
-                    run_key = f"{what}-{record.storage_id}"  # one materialization is followed by one run
-                    requests.append(dg.RunRequest(run_key, tags=tags, asset_selection=[key], partition_key=partition))
-            if records:
-                # What still runs is looked at again; for what is asked for a second time, the run key is known.
-                seen[asset] = min(waits) - 1 if waits else max(record.storage_id for record in records)
+                    due[partition or ""] = record.storage_id
+            for found in ranges_of(list(due), _keys(assets, context.instance) if due else [], assets.backfill_policy):
+                # One materialization is followed by one run.
+                run_key = f"{'/'.join(filter(None, [asset, found.name]))}-{max(due[part] for part in found.keys)}"
+                requests.append(found.request(run_key, tags, [key]))
+            # What still runs is looked at again; for what is asked for a second time, the run key is known.
+            newest = max((record.storage_id for record in records), default=seen.get(asset, 0))
+            seen[asset] = min(waits) - 1 if waits else newest
         skipped = None if requests else dg.SkipReason("; ".join(reasons) or "no rows remain")
         return dg.SensorResult(requests or None, skip_reason=skipped, cursor=json.dumps(seen))
 
     return rest
+
+
+def _keys(assets: dg.AssetsDefinition, instance: dg.DagsterInstance) -> Sequence[str]:
+    """Of all partitions; one empty key without any."""
+    if assets.partitions_def is None:
+        return [""]
+    return assets.partitions_def.get_partition_keys(dynamic_partitions_store=instance)
 
 
 def _read(cursor: str | None) -> dict[str, int]:
@@ -116,12 +132,12 @@ def _is_running(instance: dg.DagsterInstance, key: dg.AssetKey, record: dg.Event
     return any(run is not None and not run.is_finished for run in runs)
 
 
-def _why_not(instance: dg.DagsterInstance, record: dg.EventLogRecord) -> str:
+def _why_not(instance: dg.DagsterInstance, record: dg.EventLogRecord, worked: Collection[str]) -> str:
     """Why no run may follow; '' where one may."""
     run = instance.get_run_by_id(record.run_id)
     if run is not None and not run.is_success:
         return f"its last run {record.run_id} ended as {run.status.value}: materialize it again to go on"
-    if not any(_figure(record, name) for name in _PROGRESS):
+    if record.run_id not in worked:
         return f"its last run {record.run_id} embedded none of them: another one would not either"
     return ""
 

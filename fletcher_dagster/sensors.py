@@ -5,11 +5,13 @@ cursor, and asks for what differs; texts are read by the run alone.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import PurePosixPath
 
 import dagster as dg
 
 from fletcher_core.errors import ConfigError, SourceLockedError
+from fletcher_core.parquet_files import file_name
 from fletcher_core.source_version import digest, file_states, watermark, watermarks
 from fletcher_core.sources import ParquetTable, Source
 from fletcher_dagster.partition_ranges import ranges_of
@@ -18,8 +20,11 @@ from fletcher_dagster.run_tags import fletcher_run_tags
 from fletcher_dagster.source_cursor import SourceCursor
 
 
-def file_partition_key(path: str) -> str:
-    """The partition of a file by default: its name without `.parquet`."""
+def file_partition_key(source: ParquetTable, path: str) -> str:
+    """The partition of a file by default: what the source's `file_column` holds, where that is what it is partitioned
+    by, and else the file's name without `.parquet`."""
+    if source.file_column and source.partition_column == source.file_column:
+        return file_name(source.patterns, path)
     return PurePosixPath(path).name.removesuffix(".parquet")
 
 
@@ -27,7 +32,7 @@ def build_parquet_sensor(
     assets: dg.AssetsDefinition,
     source: ParquetTable,
     *,
-    partition_key: Callable[[str], str] = file_partition_key,
+    partition_key: Callable[[str], str] | None = None,
     max_runs_per_tick: int = 20,
     name: str | None = None,
     minimum_interval_seconds: int = 30,
@@ -47,7 +52,8 @@ def build_parquet_sensor(
     Args:
         assets: those of one `@fletcher_assets`, unpartitioned or with a `DynamicPartitionsDefinition`.
         source: whose files are watched.
-        partition_key: from the path of a file to its partition; several files may share one.
+        partition_key: from the path of a file to its partition; several files may share one. By default what the
+            source's `file_column` holds, where that is the partition_column, and else the name without `.parquet`.
         max_runs_per_tick: with partitions; the other files follow with the next ticks.
         name: of the sensor; by default that of the assets' op with `_files`.
         minimum_interval_seconds: between two listings.
@@ -77,6 +83,7 @@ def build_parquet_sensor(
         )
     require_partitionable(source, partitions_def)
     dynamic = None if partitions_def is None else partitions_def.name
+    key_of = partition_key or partial(file_partition_key, source)
     tags = fletcher_run_tags("files", priority)
 
     @dg.sensor(
@@ -93,7 +100,7 @@ def build_parquet_sensor(
             return dg.SkipReason(
                 f"there is no file at {', '.join(source.patterns)}: nothing is asked for, and what was embedded stays"
             )
-        now = {"": digest(found)} if dynamic is None else _by_partition(found, partition_key)
+        now = {"": digest(found)} if dynamic is None else _by_partition(found, key_of)
         changed = cursor.changed(now)
         if not changed:
             return dg.SkipReason(f"none of {len(found)} files changed")

@@ -186,6 +186,22 @@ def test_each_file_is_a_partition_and_a_run(lasting: Project) -> None:
     assert tick() == []
 
 
+def test_files_that_name_their_partitions_are_asked_for_by_that_name(lasting: Project) -> None:
+    """Under another name a run would find no rows, and succeed."""
+    write(lasting, "a", "one")
+    write(lasting, "b", "two")
+    (lasting.folder / "tickets" / "old").mkdir()
+    write(lasting, "old/a", "three")
+    source = ParquetTable(
+        lasting.folder / "tickets" / "**" / "*.parquet", name="tickets", file_column="path", partition_column="path"
+    )
+    assets = lasting.assets(source, partitions_def=FILES)
+    asked = [request.partition_key for request in Ticks(lasting, build_parquet_sensor(assets, source), assets)()]
+    assert sorted(map(str, asked)) == ["a.parquet", "b.parquet", "old/a.parquet"] == sorted(source.file_names())
+    by_id = build_parquet_sensor(assets, source, partition_key=lambda path: path[-9:], name="by_id")
+    assert {request.partition_key for request in Ticks(lasting, by_id, assets)()} == {"a.parquet", "b.parquet"}
+
+
 def test_the_cursor_does_not_grow_with_the_files(project: Project) -> None:
     assets = project.assets(tickets(project))
     tick = Ticks(project, build_parquet_sensor(assets, tickets(project)), assets)
@@ -325,7 +341,8 @@ def test_a_missing_watermark_column_fails_the_tick_in_words(project: Project) ->
 def portions(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
     """An embedding asset as the sensor sees it: the run's tags say how many rows it left over."""
     tags = context.run.tags
-    figures = {name: int(tags.get(name, 0)) for name in ("fletcher/rows_remaining", "fletcher/rows_embedded")}
+    names = ("fletcher/rows_remaining", "fletcher/rows_embedded", "fletcher/rows_quarantined")
+    figures = {name: int(tags.get(name, 0)) for name in names}
     if "fail" in tags:
         context.log_event(dg.AssetMaterialization("portions", metadata=figures))  # as a range does for a partition
         raise dg.Failure("no luck", allow_retries=False)
@@ -375,9 +392,64 @@ def test_a_run_that_failed_or_did_nothing_ends_the_chain(project: Project) -> No
     left_over(project, 20, fail="yes")
     assert tick() == []
     assert "ended as FAILURE" in (tick.reason or "")
-    left_over(project, 20, embedded=0)
+    # Rows that cannot be embedded are set aside anew in every run, which does not bring it further.
+    for quarantined in ("0", "5"):
+        left_over(project, 20, embedded=0, **{"fletcher/rows_quarantined": quarantined})
+        assert tick() == []
+        assert "embedded none of them" in (tick.reason or "")
+
+
+def test_the_partitions_that_a_budget_left_out_follow_in_one_run(project: Project) -> None:
+    longbow = LongbowResource(enabled=False)
+    project.fletcher = FletcherResource(store_path=project.fletcher.store_path, longbow=longbow, max_rows_per_run=2)
+    assets = project.assets(project.docs(partition_column="day"), partitions_def=DAYS)
+    tick = Ticks(project, build_rest_sensor(assets), assets)
+    project.run_range(assets, "2026-01-01", "2026-01-03")  # of two rows each
+    (request,) = tick()
+    ends = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
+    assert [request.tags[end] for end in ends] == ["2026-01-02", "2026-01-03"]
+    assert project.run(assets, tags=dict(request.tags)).success
+    (request,) = tick()
+    assert request.partition_key == "2026-01-03"
+    assert project.run(assets, partition_key=request.partition_key).success
     assert tick() == []
-    assert "embedded none of them" in (tick.reason or "")
+    assert [project.figures(partition=day)["dagster/partition_row_count"] for day in DAYS.get_partition_keys()] == [
+        2
+    ] * 3
+
+
+def tell(project: Project, asset: str, remaining: int, partition: str | None = None) -> None:
+    """What a run that embedded something reports of an asset or a partition of it."""
+    figures = {"fletcher/rows_embedded": 1, "fletcher/rows_remaining": remaining}
+    project.instance.report_runless_asset_event(dg.AssetMaterialization(asset, partition=partition, metadata=figures))
+
+
+def test_more_partitions_than_are_read_at_a_time_are_all_followed(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fletcher_dagster.rest_sensor._RECORDS", 1)
+    assets = project.assets(project.docs(partition_column="day"), partitions_def=DAYS)
+    tick = Ticks(project, build_rest_sensor(assets), assets)
+    assert tick() == []
+    for day in DAYS.get_partition_keys():
+        tell(project, "docs_embeddings", 1, day)
+    (request,) = tick()
+    assert request.tags["dagster/asset_partition_range_start"] == "2026-01-01"
+    assert request.tags["dagster/asset_partition_range_end"] == "2026-01-03"
+
+
+def test_of_two_assets_the_one_with_a_rest_goes_on_alone(project: Project) -> None:
+    project.sql("CREATE TABLE notes AS FROM docs")
+    assets = project.assets(project.docs(), DuckDBTable(project.database, table="notes"))
+    tick = Ticks(project, build_rest_sensor(assets), assets)
+    tell(project, "docs_embeddings", 0)
+    tell(project, "notes_embeddings", 5)
+    (request,) = tick()
+    assert request.asset_selection == [dg.AssetKey("notes_embeddings")]
+    tell(project, "docs_embeddings", 3)
+    tell(project, "notes_embeddings", 2)
+    assert [request.asset_selection for request in tick()] == [[key] for key in sorted(assets.keys)]
+    assert tick() == []
 
 
 def test_the_history_of_an_asset_is_not_read_again(project: Project) -> None:
