@@ -21,7 +21,7 @@ from fletcher_dagster.check_settings import FletcherChecks
 from fletcher_dagster.checks import check_specs
 from fletcher_dagster.columns import declared_schema
 from fletcher_dagster.declaration import collection_name, declared_source, source_metadata, source_place
-from fletcher_dagster.partitions import require_partitionable
+from fletcher_dagster.partitions import hash_buckets, require_partitionable
 from fletcher_dagster.resources import VECTOR_SETTINGS, FletcherResource
 from fletcher_dagster.translator import FletcherTranslator, FletcherTranslatorData
 
@@ -119,6 +119,7 @@ def fletcher_assets(
         raise ConfigError("fletcher_assets needs at least one source in sources=")
     for spec in specs:
         require_partitionable(declared_source(spec), spec.partitions_def or partitions_def)
+    specs = [_with_buckets(spec, spec.partitions_def or partitions_def) for spec in specs]
     if io_manager_key:
         specs = [spec.with_io_manager_key(io_manager_key) for spec in specs]
     grouped = [spec.key.to_user_string() for spec in specs if spec.group_name]
@@ -166,6 +167,14 @@ def _spec(source: Source, translator: FletcherTranslator, resource: FletcherReso
     if url := settings.get("dashboard_url"):
         defaults["fletcher/dashboard"] = dg.MetadataValue.url(url)
     return spec.replace_attributes(metadata={**defaults, **spec.metadata, **source_metadata(source)})
+
+
+def _with_buckets(spec: dg.AssetSpec, partitions_def: dg.PartitionsDefinition[str] | None) -> dg.AssetSpec:
+    """Of another number of hash buckets some have the same keys, and other rows."""
+    buckets = hash_buckets(partitions_def)
+    if buckets is None or spec.code_version is None:
+        return spec
+    return spec.replace_attributes(code_version=f"{spec.code_version}-of-{buckets}")
 
 
 def _described_model(settings: Mapping[str, Any]) -> ModelDescription | None:

@@ -35,7 +35,8 @@ def hash_partitions(buckets: int) -> HashPartitionsDefinition:
     The hash is MD5 of the row's id in its text form, or of the source's `partition_column` when it has one.
 
     Args:
-        buckets: how many. Another number parts the rows anew and needs a backfill of all partitions.
+        buckets: how many. Another number parts the rows anew and needs a backfill of all partitions into another store;
+            it is a part of the assets' code version.
 
     Raises:
         ConfigError: `buckets` is no whole number from 1 to 100,000.
@@ -61,6 +62,14 @@ def require_partitionable(source: Source, partitions_def: PartitionsDefinition[s
             f"source {source.name!r} has no partition_column, so its asset cannot be partitioned: set "
             f"partition_column= to the column that holds the partition, or leave partitions_def out"
         )
+
+
+def hash_buckets(partitions_def: PartitionsDefinition[str] | None) -> int | None:
+    """How many there are, also as one of two dimensions; None of other partitions."""
+    if isinstance(partitions_def, dg.MultiPartitionsDefinition):
+        found = (hash_buckets(dimension.partitions_def) for dimension in partitions_def.partitions_defs)
+        return next(filter(None, found), None)
+    return partitions_def.buckets if isinstance(partitions_def, HashPartitionsDefinition) else None
 
 
 def partition_slice(source: Source, partitions_def: PartitionsDefinition[str] | None, partition_key: str) -> Partition:
@@ -108,6 +117,12 @@ def slices_of(
         return [Partition()]
     named = context.has_partition_key or context.has_partition_key_range
     keys = context.partition_keys if named else default
+    if not keys and context.has_partition_key_range:
+        ends = context.partition_key_range
+        raise ConfigError(
+            f"asset {spec.key.to_user_string()!r} has no partition from {ends.start!r} to {ends.end!r}: name the first "
+            "one first, and the last one last"
+        )
     if not keys:
         raise ConfigError(
             f"asset {spec.key.to_user_string()!r} is partitioned and the run names no partition: choose one or more"

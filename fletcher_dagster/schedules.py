@@ -33,7 +33,8 @@ def build_fletcher_schedule(
     """Runs the assets of one `@fletcher_assets` again and again.
 
     Unpartitioned assets run whole, those of static partitions once a key, both by `cron_schedule`. Time partitions
-    run at their own cadence, each time the window that closed last, and take `hour_of_day` and `minute_of_hour`.
+    run at their own cadence, each time the window that closed last, and take `hour_of_day` and `minute_of_hour`; where
+    they are one of two dimensions, a tick runs the window with every key of the other one.
 
     Args:
         cron_schedule, execution_timezone: when, for all but time partitions.
@@ -61,7 +62,7 @@ def build_fletcher_schedule(
             f"schedule {name!r}: dynamic partitions come and go with their files, so no clock can name them: use "
             "build_parquet_sensor for new and changed files, or build_catch_up_schedule for what is missing"
         )
-    is_timed = isinstance(partitions_def, TimeWindowPartitionsDefinition)
+    is_timed = _is_timed(partitions_def)
     if is_timed and (cron_schedule or execution_timezone):
         raise ConfigError(
             f"schedule {name!r}: time partitions run at their own cadence and time zone: leave cron_schedule and "
@@ -100,7 +101,8 @@ def build_fletcher_schedule(
             description=description,
         )
         def each_key(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
-            return [dg.RunRequest(key, tags=tags, partition_key=key) for key in partitions_def.get_partition_keys()]
+            keys = partitions_def.get_partition_keys(dynamic_partitions_store=context.instance)
+            return [dg.RunRequest(key, tags=tags, partition_key=key) for key in keys]
 
         return each_key
     return dg.build_schedule_from_partitioned_job(
@@ -112,3 +114,10 @@ def build_fletcher_schedule(
         default_status=default_status,
         description=description,
     )
+
+
+def _is_timed(partitions_def: dg.PartitionsDefinition[str] | None) -> bool:
+    """Whether a clock moves on to another partition, of one dimension or of two."""
+    if isinstance(partitions_def, dg.MultiPartitionsDefinition):
+        return any(_is_timed(dimension.partitions_def) for dimension in partitions_def.partitions_defs)
+    return isinstance(partitions_def, TimeWindowPartitionsDefinition)

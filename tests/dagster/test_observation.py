@@ -12,6 +12,7 @@ from dagster._core.definitions.observe import observe
 from embedding_project import DAYS, DOCS, LANGUAGES, Project
 
 from fletcher_core.errors import ConfigError
+from fletcher_core.parquet_files import file_name
 from fletcher_core.source_version import Watermark, digest, file_states, watermarks
 from fletcher_core.sources import DuckDBTable, ParquetTable, Partition, partition_condition
 from fletcher_dagster import (
@@ -138,6 +139,32 @@ def test_a_changed_model_asks_for_one_run(project: Project) -> None:
     assert asked == [0, 0, 1, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("definition", "column", "due"),
+    [(hash_partitions(2), None, ["0", "1"]), (DAYS, "day", ["2026-01-03"])],
+    ids=["hash buckets", "days"],
+)
+def test_a_changed_model_asks_for_every_partition_but_of_time_for_the_latest(
+    project: Project, definition: dg.PartitionsDefinition[str], column: str | None, due: list[str]
+) -> None:
+    """The history of time windows is left to the catch-up."""
+    for key in definition.get_partition_keys():
+        project.instance.report_runless_asset_event(dg.AssetMaterialization("docs_embeddings", partition=key))
+    cursor, asked = None, []
+    for length in (None, None, 16, 16):
+        assets = project.assets(
+            project.docs(partition_column=column),
+            partitions_def=definition,
+            translator=Conditioned(eager_or_model_changed()),
+            resource=FletcherResource(store_path="vectors", max_length=length),
+        )
+        defs = dg.Definitions(assets=[assets], resources={"fletcher": project.fletcher})
+        result = dg.evaluate_automation_conditions(defs=defs, instance=project.instance, cursor=cursor)
+        cursor = result.cursor
+        asked.append(sorted(result.get_requested_partitions(dg.AssetKey("docs_embeddings"))))
+    assert asked == [[], [], due, []]
+
+
 def test_a_remote_listing_is_versioned_by_what_the_file_system_tells() -> None:
     fsspec = pytest.importorskip("fsspec")
     files = fsspec.filesystem("memory")
@@ -145,6 +172,7 @@ def test_a_remote_listing_is_versioned_by_what_the_file_system_tells() -> None:
     assert file_states(source) == {}
     with files.open("/fletcher-test/1.parquet", "wb") as file:
         file.write(b"one")
+    assert [file_name(source.patterns, path) for path in file_states(source)] == ["1.parquet"] == source.file_names()
     first = digest(file_states(source))
     assert digest(file_states(source)) == first
     with files.open("/fletcher-test/1.parquet", "wb") as file:

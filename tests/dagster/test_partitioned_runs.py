@@ -144,6 +144,13 @@ def test_a_partition_that_fails_costs_the_others_of_its_range_nothing(project: P
     assert project.figures(partition="2026-01-02")["fletcher/rows_new"] == 2
 
 
+def test_a_range_that_is_named_backwards_is_told_so(project: Project) -> None:
+    by_language = project.assets(project.docs(partition_column="language"), partitions_def=LANGUAGES)
+    for assets, first, last in ((by_day(project), "2026-01-03", "2026-01-01"), (by_language, "de", "en")):
+        error = failure(project.run_range(assets, first, last))
+        assert f"has no partition from '{first}' to '{last}': name the first one first" in (error.description or "")
+
+
 def test_a_row_that_moves_to_another_day_is_not_embedded_again(project: Project) -> None:
     assets = by_day(project)
     project.run_range(assets, "2026-01-01", "2026-01-03")

@@ -11,7 +11,13 @@ from embedding_project import DAYS, DOCS, LANGUAGES, Project
 
 from fletcher_core.errors import ConfigError
 from fletcher_core.models.declared import declared_fingerprint
-from fletcher_dagster import FletcherResource, LongbowResource, build_catch_up_schedule, build_fletcher_schedule
+from fletcher_dagster import (
+    FletcherResource,
+    LongbowResource,
+    build_catch_up_schedule,
+    build_fletcher_schedule,
+    hash_partitions,
+)
 from fletcher_dagster.partition_ranges import ranges_of
 
 NOWHERE = LongbowResource(enabled=False)
@@ -80,6 +86,25 @@ def test_static_partitions_run_by_cron_once_a_key(project: Project) -> None:
     assert named(requests) == ["en", "de"]
 
 
+def test_of_two_dimensions_the_window_that_closed_last_runs_with_every_key_of_the_other(project: Project) -> None:
+    definition = dg.MultiPartitionsDefinition({"when": DAILY, "language": LANGUAGES})
+    source = project.docs(partition_column={"when": "day", "language": "language"})
+    assets = project.assets(source, partitions_def=definition)
+    requests, _ = tick(project, build_fletcher_schedule(assets, hour_of_day=4), assets, at="2026-01-04T04:00:00")
+    assert sorted(named(requests)) == ["de|2026-01-03", "en|2026-01-03"]
+    with pytest.raises(ConfigError, match="hour_of_day="):
+        build_fletcher_schedule(assets, cron_schedule="0 3 * * *")
+
+
+def test_two_dimensions_without_time_run_by_cron_also_where_one_is_dynamic(project: Project) -> None:
+    project.instance.add_dynamic_partitions("tenants", ["de", "en"])
+    tenants = dg.DynamicPartitionsDefinition(name="tenants")
+    definition = dg.MultiPartitionsDefinition({"bucket": hash_partitions(2), "tenant": tenants})
+    assets = project.assets(project.docs(partition_column={"tenant": "language"}), partitions_def=definition)
+    requests, _ = tick(project, build_fletcher_schedule(assets, cron_schedule="0 3 * * *"), assets)
+    assert named(requests) == ["0|de", "0|en", "1|de", "1|en"]
+
+
 def test_what_does_not_fit_the_partitions_is_refused_when_definitions_load(project: Project) -> None:
     plain = project.assets(project.docs())
     daily = project.assets(project.docs(partition_column="day"), partitions_def=DAILY)
@@ -135,6 +160,17 @@ def test_a_changed_code_version_makes_partitions_stale(project: Project) -> None
     renamed = project.assets(project.docs(partition_column="day", template="doc: {text}"), partitions_def=DAYS)
     requests, _ = tick(project, build_catch_up_schedule(renamed), renamed)
     assert named(requests) == ["2026-01-01...2026-01-03"]
+
+
+def test_another_number_of_hash_buckets_makes_those_of_the_same_keys_stale(project: Project) -> None:
+    """Their rows are others, and Dagster knows the keys as materialized."""
+    for buckets, due in ((4, []), (2, ["0...1"])):
+        assets = project.assets(project.docs(), partitions_def=hash_partitions(buckets))
+        for key in "0123" if buckets == 4 else "":
+            tags = {"dagster/code_version": str(assets.code_versions_by_key[dg.AssetKey("docs_embeddings")])}
+            event = dg.AssetMaterialization("docs_embeddings", partition=key, tags=tags)
+            project.instance.report_runless_asset_event(event)
+        assert named(tick(project, build_catch_up_schedule(assets), assets)[0]) == due
 
 
 def test_the_backfill_policy_says_how_many_partitions_a_run_takes(project: Project) -> None:
