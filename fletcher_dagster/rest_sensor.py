@@ -11,6 +11,7 @@ import dagster as dg
 
 from fletcher_dagster.partition_ranges import ranges_of
 from fletcher_dagster.run_tags import fletcher_run_tags
+from fletcher_dagster.running import is_unfinished, run_at
 
 REMAINING_KEY = "fletcher/rows_remaining"
 
@@ -75,7 +76,7 @@ def build_rest_sensor(
                 if not remaining:
                     continue
                 what = "/".join(filter(None, [asset, partition]))
-                if _is_running(context.instance, key, record):
+                if is_unfinished(context.instance, record.run_id) or run_at(context.instance, [key], partition):
                     waits.append(record.storage_id)
                     reasons.append(f"{what}: a run is at it")
                 elif reason := _why_not(context.instance, record, worked):
@@ -122,14 +123,6 @@ def _since(instance: dg.DagsterInstance, key: dg.AssetKey, storage_id: int | Non
         if not page.has_more:
             return records
         cursor = page.cursor
-
-
-def _is_running(instance: dg.DagsterInstance, key: dg.AssetKey, record: dg.EventLogRecord) -> bool:
-    """Whether the run of the record goes on, or another one of the same asset or partition waits or runs."""
-    planned = instance.get_latest_planned_materialization_info(key, partition=record.partition_key)
-    ids = {record.run_id} | ({planned.run_id} if planned else set())
-    runs = [instance.get_run_by_id(run_id) for run_id in ids]
-    return any(run is not None and not run.is_finished for run in runs)
 
 
 def _why_not(instance: dg.DagsterInstance, record: dg.EventLogRecord, worked: Collection[str]) -> str:

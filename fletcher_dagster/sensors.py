@@ -6,6 +6,7 @@ cursor, and asks for what differs; texts are read by the run alone.
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import islice
 from pathlib import PurePosixPath
 
 import dagster as dg
@@ -17,6 +18,7 @@ from fletcher_core.sources import ParquetTable, Source
 from fletcher_dagster.partition_ranges import ranges_of
 from fletcher_dagster.partitions import partition_slice, require_partitionable
 from fletcher_dagster.run_tags import fletcher_run_tags
+from fletcher_dagster.running import run_at
 from fletcher_dagster.source_cursor import SourceCursor
 
 
@@ -45,6 +47,8 @@ def build_parquet_sensor(
     Unpartitioned assets run once for all changes of a tick. With dynamic partitions every file is a partition: a new
     file adds its key, and each new, changed or deleted file gets a run of its own. The keys must be what the source's
     `partition_column` holds. The key of a deleted file stays, for its run to take the rows out of the store.
+
+    What a run is at, or waits for in the queue, is asked for when that run has ended.
 
     When no file is left at all nothing is asked for: a folder that is not mounted looks the same, and a run without
     files fails.
@@ -105,13 +109,18 @@ def build_parquet_sensor(
         if not changed:
             return dg.SkipReason(f"none of {len(found)} files changed")
         if dynamic is None:
+            if run := run_at(context.instance, assets.keys, None):
+                return _waits(run)
             request = dg.RunRequest(cursor.run_key("", now), tags=tags)
             return dg.SensorResult([request], cursor=cursor.advanced(now, changed).text())
         known = set(context.instance.get_dynamic_partitions(dynamic))
         # The key of a deleted file may have been deleted too: nobody can run it, and there is nothing to remember.
         changed = [key for key in changed if key in now or key in known]
         gone_for_good = [key for key in cursor.states if key not in now and key not in known]
-        taken = changed[:max_runs_per_tick]
+        free = (key for key in changed if not run_at(context.instance, assets.keys, key))
+        taken = list(islice(free, max_runs_per_tick))
+        if changed and not taken:
+            return _waits()
         new = [key for key in taken if key not in known]
         return dg.SensorResult(
             [dg.RunRequest(cursor.run_key(key, now), tags=tags, partition_key=key) for key in taken],
@@ -140,7 +149,8 @@ def build_watermark_sensor(
     """Asks for a run when the greatest value of a column or the number of rows changed.
 
     One query a tick, read-only; while a writer holds the database the tick is skipped and says who it is. With
-    partitions the same query tells which of them changed, and only those are asked for, neighbours in one run.
+    partitions the same query tells which of them changed, and only those are asked for, neighbours in one run. What a
+    run is at, or waits for in the queue, is asked for when that run has ended.
 
     What changes neither figure goes unseen: a row that is changed without a greater `watermark_column`, or one that is
     deleted while another one comes. A nightly `build_fletcher_schedule` finds those.
@@ -204,9 +214,14 @@ def build_watermark_sensor(
         if not changed:
             return dg.SkipReason(f"the watermark is where it was, at {rows:,} rows")
         if partitions_def is None:
+            if run := run_at(context.instance, assets.keys, None):
+                return _waits(run)
             request = dg.RunRequest(cursor.run_key("", now), tags=tags)
             return dg.SensorResult([request], cursor=cursor.advanced(now, changed).text())
-        ranges = list(ranges_of(changed, keys, assets.backfill_policy))[:max_runs_per_tick]
+        free = [key for key in changed if not run_at(context.instance, assets.keys, key)]
+        if not free:
+            return _waits()
+        ranges = list(ranges_of(free, keys, assets.backfill_policy))[:max_runs_per_tick]
         requests = []
         for found in ranges:
             together = {"": digest({key: now[key] for key in found.keys})}
@@ -222,6 +237,11 @@ def _cursor(context: dg.SensorEvaluationContext) -> SourceCursor:
     """Begun at the moment when the sensor was turned on: with the cursor reset and the sensor turned off and on again,
     everything is asked for once more."""
     return SourceCursor.read(context.cursor, epoch=str(int(context.last_sensor_start_time or 0)))
+
+
+def _waits(run_id: str | None = None) -> dg.SkipReason:
+    who = "runs are at all that changed, or wait" if run_id is None else f"run {run_id} is at it, or waits"
+    return dg.SkipReason(f"{who} in the queue: what changed is asked for when it has ended")
 
 
 def _by_partition(files: Mapping[str, str], partition_key: Callable[[str], str]) -> dict[str, str]:

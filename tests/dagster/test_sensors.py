@@ -293,6 +293,54 @@ def test_with_two_dimensions_a_request_covers_what_moved_and_nothing_else(lastin
     assert tick() == []
 
 
+def begun(project: Project, assets: dg.AssetsDefinition, partition: str | None = None) -> dg.DagsterRun:
+    """A run of the assets that is at work."""
+    defs = dg.Definitions(assets=[assets], resources={"fletcher": project.fletcher})
+    return project.instance.create_run_for_job(
+        defs.resolve_implicit_global_asset_job_def(),
+        status=dg.DagsterRunStatus.STARTED,
+        tags={"dagster/partition": partition} if partition else {},
+        asset_selection=frozenset(assets.keys),
+    )
+
+
+def test_what_a_run_is_at_is_asked_for_when_it_has_ended(project: Project) -> None:
+    """A second run at the same time would find the store locked and fail, and its change be forgotten."""
+    write(project, "a", "one")
+    for source, build in (
+        (tickets(project), build_parquet_sensor),
+        (project.docs(), lambda *given: build_watermark_sensor(*given, watermark_column="id")),
+    ):
+        assets = project.assets(source)
+        tick = Ticks(project, build(assets, source), assets)
+        run = begun(project, assets)
+        assert tick() == []
+        assert run.run_id in (tick.reason or "")
+        project.instance.report_run_canceled(run)
+        assert len(tick()) == 1
+        assert tick() == []
+
+
+def test_partitions_that_no_run_is_at_are_asked_for_at_once(lasting: Project) -> None:
+    lasting.instance.add_dynamic_partitions("tickets", ["a"])
+    for name in "ab":
+        write(lasting, name, f"text of {name}")
+    files, days = tickets(lasting, partition_column="file"), lasting.docs(partition_column="day")
+    for source, definition, busy, free, build in (
+        (files, FILES, "a", "b", build_parquet_sensor),
+        (days, DAYS, "2026-01-01", None, lambda *given: build_watermark_sensor(*given, watermark_column="id")),
+    ):
+        assets = lasting.assets(source, partitions_def=definition)
+        tick = Ticks(lasting, build(assets, source), assets)
+        run = begun(lasting, assets, busy)
+        (request,) = tick()
+        assert request.partition_key == free  # of days a range
+        assert tick() == []
+        assert "asked for when it has ended" in (tick.reason or "")
+        lasting.instance.report_run_canceled(run)
+        assert [request.partition_key for request in tick()] == [busy]
+
+
 def test_a_locked_database_skips_the_tick_and_names_the_holder(project: Project) -> None:
     assets = project.assets(project.docs())
     sensor = build_watermark_sensor(assets, project.docs(), watermark_column="id", lock_timeout=0)
