@@ -32,7 +32,7 @@ from fletcher_dagster.check_settings import CHECKS, FletcherChecks, declared_che
 from fletcher_dagster.checks import Finding, Tally, check_result
 from fletcher_dagster.declaration import declared_source
 from fletcher_dagster.failures import reported_in_words
-from fletcher_dagster.partitions import slices_of
+from fletcher_dagster.partitions import HashPartitionsDefinition, slices_of
 
 if TYPE_CHECKING:
     from fletcher_dagster.resources import FletcherResource
@@ -99,7 +99,7 @@ class _Evaluation:
     def finding(self, name: str) -> Finding:
         """What a check finds; a failure with its cause when it cannot be evaluated."""
         find: dict[str, Callable[[], Finding]] = {
-            "row_parity": lambda: checks.row_parity(self._tallies),
+            "row_parity": lambda: checks.row_parity(self._tallies, self._left_over()),
             "quarantine": lambda: checks.quarantine(self._tallies, self._fletcher.quarantine_limit),
             "no_nan": lambda: checks.no_nan(self._healths),
             "dimension": lambda: checks.dimension(self._healths),
@@ -128,10 +128,7 @@ class _Evaluation:
     @cached_property
     def _generation(self) -> Generation:
         named = next((tally.generation for tally in self._given or () if tally.generation), "")
-        if not named:
-            generation = self._store.current()
-        else:
-            generation = next((found for found in self._store.generations() if found.name == named), None)
+        generation = self._store.named(named) if named else self._store.current()
         if generation is None:
             name = self._spec.key.to_user_string()
             raise StoreError(f"asset {name!r} has no vectors to check yet: materialize it first")
@@ -160,6 +157,14 @@ class _Evaluation:
                 quarantined = self._store.quarantine.read(partition.key)
                 tallies.append(tally_of(partition.key, generation.row_count(partition.key), present, quarantined))
         return tallies
+
+    def _left_over(self) -> list[str]:
+        """Partitions of another number of hash buckets: what is in them is in one of this number, too, or is gone."""
+        definition = self._spec.partitions_def
+        if not isinstance(definition, HashPartitionsDefinition):
+            return []
+        known = set(definition.get_partition_keys())
+        return [key for key in self._generation.partitions() if key not in known]
 
     @cached_property
     def _healths(self) -> list[VectorHealth]:

@@ -97,17 +97,29 @@ def check_result(asset_key: dg.AssetKey, name: str, checks: FletcherChecks, foun
     )
 
 
-def row_parity(tallies: Sequence[Tally]) -> Finding:
+def row_parity(tallies: Sequence[Tally], left_over: Sequence[str] = ()) -> Finding:
+    """`left_over` are partitions in the store that no run will ever look at again."""
     unequal = {
         tally.partition_key: {"rows_in_store": tally.live, "rows_to_embed": tally.embeddable}
         for tally in tallies
         if tally.live != tally.embeddable
     }
     live, embeddable = sum(tally.live for tally in tallies), sum(tally.embeddable for tally in tallies)
+    words = f"{live:,} rows in the store, {embeddable:,} to embed in the source"
+    if left_over:
+        words += (
+            f"; beside them the store holds {len(left_over):,} partitions of another number of hash buckets, such as "
+            f"{left_over[0]!r}, whose rows are searched and loaded, too: backfill into a fresh store_path"
+        )
     return Finding(
-        not unequal,
-        f"{live:,} rows in the store, {embeddable:,} to embed in the source",
-        {"fletcher/rows_live": live, "fletcher/rows_embeddable": embeddable, **_partitions(unequal)},
+        not unequal and not left_over,
+        words,
+        {
+            "fletcher/rows_live": live,
+            "fletcher/rows_embeddable": embeddable,
+            **({"fletcher/left_over": ", ".join(left_over[:_SHOWN])} if left_over else {}),
+            **_partitions(unequal),
+        },
     )
 
 

@@ -18,7 +18,7 @@ from fletcher_core.errors import ConfigError
 from fletcher_core.longbow.embedded import stop_embedded
 from fletcher_core.store import Generation
 from fletcher_core.store.quarantine import ROW_SCHEMA
-from fletcher_dagster import FletcherChecks, FletcherResource, LongbowResource
+from fletcher_dagster import FletcherChecks, FletcherResource, LongbowResource, hash_partitions
 from fletcher_dagster.check_settings import CHECKS, declared_checks
 from fletcher_dagster.checks import Finding, Tally, check_specs, row_parity
 
@@ -202,6 +202,17 @@ def test_a_failure_lists_the_first_partitions_with_their_figures() -> None:
     assert rows[0] == {"partition": "part 00", "rows_in_store": 1, "rows_to_embed": 3}
     assert [row["partition"] for row in rows] == [f"part {number:02}" for number in range(20)]
     assert "fletcher/partitions" not in row_parity([Tally("", 1, 3, none)]).metadata  # no partitions
+
+
+def test_buckets_of_another_number_are_not_passed_over(local: Project) -> None:
+    """Their rows are in the present buckets, too: each of them would be found twice."""
+    for buckets, passed in ((3, True), (2, False)):
+        definition = hash_partitions(buckets)
+        assets = local.assets(local.docs(), partitions_def=definition, checks=replace(OFF, row_parity="error"))
+        found = checks(local.run_range(assets, "0", definition.get_partition_keys()[-1]))["row_parity"]
+        assert found.passed == passed
+    assert "such as '2'" in str(found.description)
+    assert plain(found.metadata)["fletcher/left_over"] == "2"
 
 
 # Drift
