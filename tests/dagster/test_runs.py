@@ -178,6 +178,19 @@ def test_a_check_run_alone_compares_without_embedding(project: Project) -> None:
     assert len(project.materializations()) == 1
 
 
+def test_one_asset_is_materialized_and_of_another_one_only_a_check_runs(project: Project) -> None:
+    project.fletcher = FletcherResource(store_path=project.fletcher.store_path, longbow=LongbowResource(enabled=False))
+    project.sql("CREATE TABLE notes AS FROM docs")
+    assets = project.assets(project.docs(), DuckDBTable(project.database, table="notes"))
+    assert project.run(assets).success
+    parity = dg.AssetCheckKey(dg.AssetKey("docs_embeddings"), "row_parity")
+    notes = dg.AssetSelection.assets("notes_embeddings").without_checks()
+    result = project.run(assets, selection=notes | dg.AssetSelection.checks(parity))
+    assert result.success
+    assert [found.asset_check_key for found in result.get_asset_check_evaluations()] == [parity]
+    assert [len(project.materializations(f"{name}_embeddings")) for name in ("docs", "notes")] == [1, 2]
+
+
 def test_an_asset_without_checks_selected_reports_none(project: Project) -> None:
     assets = project.assets(project.docs())
     selection = dg.AssetSelection.assets("docs_embeddings").without_checks()
