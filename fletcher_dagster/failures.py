@@ -21,6 +21,8 @@ from fletcher_core.errors import (
     StoreLockedError,
 )
 
+_NO_DATABASE = "not a valid DuckDB database file"  # DuckDB raises no error of its own for it
+
 
 @dataclass
 class HowFar:
@@ -62,5 +64,5 @@ def _sentence(far: HowFar) -> str:
 def can_pass_by_itself(error: FletcherError) -> bool:
     """Whether the same run may succeed a little later: a file in use elsewhere, a server that is down."""
     if isinstance(error, SourceError):
-        return isinstance(error.__cause__, duckdb.IOException)
+        return isinstance(error.__cause__, duckdb.IOException) and _NO_DATABASE not in str(error.__cause__)
     return isinstance(error, (StoreLockedError, LongbowUnavailable))

@@ -7,7 +7,7 @@ input's partitions as Arrow, Polars or DuckDB. The vectors themselves are writte
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -57,6 +57,7 @@ class FletcherIOManager(dg.ConfigurableIOManager):
             form = _form(context.dagster_type.typing_type)
             keys = list(context.asset_partition_keys) if context.has_asset_partitions else None
             columns = _columns(context.definition_metadata or {})
+            _warn_of_missing(context, keys or [])
             reader = asset_reader(self.store_path, context.asset_key, keys, columns)
             # In the log, not as input metadata: that is an observation of the upstream asset, of one partition at most.
             model, generation = (reader.schema.metadata[key].decode() for key in (MODEL_KEY, GENERATION_KEY))
@@ -80,6 +81,17 @@ class FletcherIOManager(dg.ConfigurableIOManager):
             'here through AssetIn(input_manager_key="...")'
         )
         raise _failure(error, str(error))
+
+
+def _warn_of_missing(context: dg.InputContext, keys: Sequence[str]) -> None:
+    """A partition without rows and one that was never materialized look alike in the store."""
+    known = context.instance.get_materialized_partitions(context.asset_key) if keys else ()
+    missing = [key for key in keys if key not in known]
+    if missing:
+        context.log.warning(
+            f"input {context.name}: {len(missing):,} of its {len(keys):,} partitions were never materialized, such as "
+            f"{missing[0]!r}, and are taken to have no rows"
+        )
 
 
 def _form(annotation: Any) -> Callable[[pa.RecordBatchReader], Any]:

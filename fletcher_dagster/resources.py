@@ -288,7 +288,8 @@ class FletcherResource(dg.ConfigurableResource[Any]):
             columns: see `fletcher_core.store.live_reader`, which also streams what does not fit into memory.
 
         Raises:
-            StoreError: the asset, or a named partition under the current model, has never been materialized.
+            StoreError: the asset has never been materialized, or a named partition by an older model only. One that has
+                never been materialized at all has no rows.
             ConfigError: there is no such column.
         """
         from fletcher_dagster.loading import asset_reader

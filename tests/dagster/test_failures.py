@@ -37,6 +37,13 @@ def test_a_missing_table_is_named_and_not_tried_again(project: Project) -> None:
     assert attempts(result) == 1
 
 
+def test_a_file_that_is_no_database_is_not_tried_again(project: Project) -> None:
+    project.database.write_bytes(b"no database" * 1000)
+    result = project.run(project.assets(project.docs(), retry_policy=TWICE))
+    assert "source.duckdb" in (failure(result).description or "")
+    assert attempts(result) == 1
+
+
 def test_the_error_has_no_stack_of_the_inside(project: Project) -> None:
     result = project.run(project.assets(ParquetTable(project.folder / "none.parquet", name="none")))
     (event,) = [event for event in result.all_events if event.event_type_value == "STEP_FAILURE"]

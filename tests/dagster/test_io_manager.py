@@ -197,6 +197,20 @@ def test_only_the_partitions_that_dagster_maps_to_the_input_are_loaded(quiet: Pr
     assert ids(quiet.fletcher.load("docs_embeddings", ["2026-01-03"], ["id"])) == ["5", "6"]
 
 
+def test_partitions_that_were_never_materialized_are_named_and_empty_ones_are_not(quiet: Project) -> None:
+    quiet.sql("DELETE FROM docs WHERE day = '2026-01-02'")
+    embeddings = quiet.assets(quiet.docs(partition_column="day"), partitions_def=DAYS)
+    assert quiet.run_range(embeddings, "2026-01-01", "2026-01-02").success
+    downstream = Downstream(quiet, embeddings)
+    result = downstream.run(downstream.asset(pa.Table, ids))  # an asset without partitions: all of them
+    assert result.success
+    assert downstream.got == ["1", "2"]
+    said = [entry.user_message for entry in quiet.instance.all_logs(result.run_id)]
+    assert [line for line in said if "never materialized" in line] == [
+        "input docs: 1 of its 3 partitions were never materialized, such as '2026-01-03', and are taken to have no rows"
+    ]
+
+
 def test_static_partitions_and_a_mapping_of_the_users_own(quiet: Project) -> None:
     embeddings = quiet.assets(quiet.docs(partition_column="language"), partitions_def=LANGUAGES)
     got = []

@@ -252,6 +252,26 @@ def test_the_watermark_asks_when_it_moves_or_rows_go(project: Project) -> None:
     assert tick() == []
 
 
+def test_a_watermark_that_is_null_equal_or_lower_or_of_another_type_is_compared_as_it_is(project: Project) -> None:
+    project.sql("ALTER TABLE docs ADD COLUMN updated TIMESTAMPTZ")
+    assets = project.assets(project.docs())
+    tick = Ticks(project, build_watermark_sensor(assets, project.docs(), watermark_column="updated"), assets)
+    asked = []
+    for change in (
+        "SELECT 'all are null'",
+        "UPDATE docs SET updated = '2026-03-29 12:00:00+02'",
+        "UPDATE docs SET updated = '2026-03-29 10:00:00+00'",  # the same moment
+        "UPDATE docs SET updated = NULL WHERE id = 1",  # the greatest one stays
+        "UPDATE docs SET updated = '2026-03-28 10:00:00+00'",
+        "ALTER TABLE docs ALTER updated TYPE DATE",
+        "ALTER TABLE docs DROP COLUMN updated; ALTER TABLE docs ADD COLUMN updated INTEGER DEFAULT 1",
+    ):
+        project.sql(change)
+        asked.append(len(tick()))
+        assert tick() == []
+    assert asked == [1, 1, 0, 0, 1, 1, 1]
+
+
 def test_the_texts_of_a_table_are_not_read(project: Project) -> None:
     source = DuckDBTable(
         project.database, query="SELECT id, error('the text was read') AS text FROM docs", name="unreadable"
