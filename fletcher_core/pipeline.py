@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from uuid import uuid4
@@ -414,7 +414,7 @@ class _Stream:
 
         def unless_broken() -> None:
             if self.broken:
-                return
+                raise CancelledError  # so that nobody takes it for done; what broke the writer is raised before it
             try:
                 work(*what)
             except BaseException:
@@ -441,7 +441,7 @@ class _Stream:
         where the run ends early, without waiting for that."""
         while len(self.finishing) > 1 or ((last or all_of_them) and self.finishing):
             run, future = self.finishing[0]
-            if not future.done() or future.exception() is not None or self.broken:
+            if not future.done() or future.exception() is not None:
                 return
             self.finishing.popleft()
             self.finished += 1

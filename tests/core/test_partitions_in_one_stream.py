@@ -6,10 +6,11 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from fletcher_core.embedder import Embedder
-from fletcher_core.errors import ConfigError, InputError, RunCancelled, SourceError, StoreLockedError
+from fletcher_core.errors import ConfigError, InputError, RunCancelled, SourceError, StoreError, StoreLockedError
 from fletcher_core.partition_run import PartitionRun
 from fletcher_core.pipeline import MaterializeSettings, materialize, materialize_partitions
 from fletcher_core.sources import DuckDBTable, Partition
@@ -106,6 +107,23 @@ def test_a_run_that_ends_early_reports_only_what_is_whole(
     whole = {report.partition_key for report in seen}
     again = materialize_partitions(source, PARTITIONS[:3], embedder=minilm, store=store)
     assert all(report.new == 0 for report in again if report.partition_key in whole)
+
+
+def test_a_store_that_fails_costs_the_partitions_before_it_no_report(
+    source: DuckDBTable, store: VectorStore, minilm: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fletcher_core.pipeline._FILL_SECONDS", 60.0)
+    commit, seen = PartitionRun.commit, []
+
+    def failing(run: PartitionRun, rows: pa.Table) -> None:
+        if run.partition.key == "d":
+            raise StoreError("the disk is full")
+        commit(run, rows)
+
+    monkeypatch.setattr(PartitionRun, "commit", failing)
+    with pytest.raises(StoreError, match="full"):
+        materialize_partitions(source, PARTITIONS, embedder=minilm, store=store, committed=seen.append)
+    assert [report.partition_key for report in seen] == ["a", "b", "c"]
 
 
 def test_no_partition_at_all_is_refused(source: DuckDBTable, store: VectorStore, minilm: Embedder) -> None:
