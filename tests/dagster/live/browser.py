@@ -132,7 +132,7 @@ def _tab(folder: Path, process: subprocess.Popen[bytes], seconds: float = 60) ->
     port_file = folder / "DevToolsActivePort"
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
-        with suppress(OSError, ValueError, httpx.HTTPError):
+        with suppress(OSError, ValueError, IndexError, httpx.HTTPError):  # the file may be empty yet
             port = int(port_file.read_text().split()[0])
             tabs = httpx.get(f"http://127.0.0.1:{port}/json/list", timeout=10).json()
             for tab in tabs:
