@@ -30,7 +30,7 @@ sys.exit(main())
 def run_demo(folder: Path) -> str:
     environment = {**os.environ, "FLETCHER_DEMO_FOLDER": str(folder)}
     demo = subprocess.run(
-        [sys.executable, "-c", SMALL_DEMO], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+        [sys.executable, "-c", SMALL_DEMO], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
     )
     assert demo.returncode == 0, demo.stdout + demo.stderr
     return demo.stdout
