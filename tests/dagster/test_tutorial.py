@@ -27,7 +27,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     dist = home / "fletcher" / "dist"
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", *PURE, "--outdir", str(dist), str(ROOT)]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    subprocess.run(command, check=True, capture_output=True, timeout=1800)
     (built,) = dist.glob("*.whl")
     return built
 
@@ -67,7 +67,7 @@ def bash(script: str, environment: dict[str, str], folder: Path) -> subprocess.C
     """Standard output and errors together."""
     command = ["bash", "-euo", "pipefail", "-c", script]
     return subprocess.run(
-        command, env=environment, cwd=folder, text=True, stdout=-1, stderr=subprocess.STDOUT, timeout=600
+        command, env=environment, cwd=folder, text=True, stdout=-1, stderr=subprocess.STDOUT, timeout=1800
     )
 
 
