@@ -25,9 +25,10 @@ MODEL_KEY, GENERATION_KEY = b"fletcher_model", b"fletcher_generation"  # in the 
 class FletcherIOManager(dg.ConfigurableIOManager):
     """Loads what `@fletcher_assets` embedded; the annotation of the parameter decides the form.
 
-    `pyarrow.Table` (also without an annotation), `pyarrow.RecordBatchReader` (a stream for vectors that do not fit
-    into memory), `polars.DataFrame`, `polars.LazyFrame` or `duckdb.DuckDBPyRelation`. The rows are the current
-    versions in the partitions that Dagster maps to the input, all of them for an asset without partitions.
+    `pyarrow.Table` (also without an annotation, or by `Definitions.load_asset_value` outside of a run),
+    `pyarrow.RecordBatchReader` (a stream for vectors that do not fit into memory), `polars.DataFrame`,
+    `polars.LazyFrame` or `duckdb.DuckDBPyRelation`. The rows are the current versions in the partitions that Dagster
+    maps to the input, all of them for an asset without partitions.
     `AssetIn(metadata={"columns": ["id", "vector"]})` chooses columns; see `fletcher_core.store.live_reader`.
 
     Example:
@@ -53,18 +54,20 @@ class FletcherIOManager(dg.ConfigurableIOManager):
         Raises:
             dagster.Failure: in the words of the ConfigError or StoreError that is behind it.
         """
+        # Outside of a run, as Definitions.load_asset_value asks, there is no input.
+        name = context.name if context.has_input_name else context.asset_key.to_user_string()
         try:
             form = _form(context.dagster_type.typing_type)
             keys = list(context.asset_partition_keys) if context.has_asset_partitions else None
             columns = _columns(context.definition_metadata or {})
-            _warn_of_missing(context, keys or [])
+            _warn_of_missing(context, name, keys or [])
             reader = asset_reader(self.store_path, context.asset_key, keys, columns)
             # In the log, not as input metadata: that is an observation of the upstream asset, of one partition at most.
             model, generation = (reader.schema.metadata[key].decode() for key in (MODEL_KEY, GENERATION_KEY))
-            context.log.info(f"input {context.name}: vectors of {model} from {generation}")
+            context.log.info(f"input {name}: vectors of {model} from {generation}")
             return form(reader)
         except FletcherError as error:
-            raise _failure(error, f"input {context.name!r}: {error}") from None
+            raise _failure(error, f"input {name!r}: {error}") from None
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         """Nothing to do for an embedding asset, which has stored its vectors itself and has no value.
@@ -83,13 +86,13 @@ class FletcherIOManager(dg.ConfigurableIOManager):
         raise _failure(error, str(error))
 
 
-def _warn_of_missing(context: dg.InputContext, keys: Sequence[str]) -> None:
+def _warn_of_missing(context: dg.InputContext, name: str, keys: Sequence[str]) -> None:
     """A partition without rows and one that was never materialized look alike in the store."""
     known = context.instance.get_materialized_partitions(context.asset_key) if keys else ()
     missing = [key for key in keys if key not in known]
     if missing:
         context.log.warning(
-            f"input {context.name}: {len(missing):,} of its {len(keys):,} partitions were never materialized, such as "
+            f"input {name}: {len(missing):,} of its {len(keys):,} partitions were never materialized, such as "
             f"{missing[0]!r}, and are taken to have no rows"
         )
 
@@ -100,6 +103,7 @@ def _form(annotation: Any) -> Callable[[pa.RecordBatchReader], Any]:
 
     forms: dict[Any, Callable[[pa.RecordBatchReader], Any]] = {
         Any: pa.RecordBatchReader.read_all,
+        object: pa.RecordBatchReader.read_all,  # what load_asset_value asks for by default
         pa.Table: pa.RecordBatchReader.read_all,
         pa.RecordBatchReader: lambda reader: reader,
         duckdb.DuckDBPyRelation: _relation,

@@ -211,6 +211,22 @@ def test_partitions_that_were_never_materialized_are_named_and_empty_ones_are_no
     ]
 
 
+def test_an_asset_is_loaded_outside_of_a_run(quiet: Project) -> None:
+    embeddings = quiet.assets(quiet.docs(partition_column="day"), partitions_def=DAYS, io_manager_key="fletcher_io")
+    everything = {
+        "dagster/asset_partition_range_start": "2026-01-01",
+        "dagster/asset_partition_range_end": "2026-01-03",
+    }
+    assert materialize(quiet, [embeddings], ["docs_embeddings"], tags=everything).success
+    manager = FletcherIOManager(store_path=quiet.fletcher.store_path)
+    defs = dg.Definitions(assets=[embeddings], resources={"fletcher": quiet.fletcher, "fletcher_io": manager})
+    assert ids(defs.load_asset_value("docs_embeddings", instance=quiet.instance)) == ALL
+    frame = defs.load_asset_value(
+        "docs_embeddings", python_type=pl.DataFrame, instance=quiet.instance, partition_key="2026-01-02"
+    )
+    assert frame["id"].sort().to_list() == ["3", "4"]
+
+
 def test_static_partitions_and_a_mapping_of_the_users_own(quiet: Project) -> None:
     embeddings = quiet.assets(quiet.docs(partition_column="language"), partitions_def=LANGUAGES)
     got = []
