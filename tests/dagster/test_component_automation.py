@@ -2,6 +2,7 @@
 refused with file and line where they cannot."""
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -238,11 +239,13 @@ def test_a_catch_up_asks_the_components_own_store(project: Project) -> None:
     ],
 )
 def test_what_does_not_go_together_fails_at_load_with_its_line(entry: dict[str, Any], block: str, words: str) -> None:
-    with pytest.raises(Exception, match=r"defs\.yaml") as caught, loaded(entry):
+    lines = "".join(f"      {key}: {json.dumps(value)}\n" for key, value in entry.items())
+    text = f"{HEAD}  fletcher: {{store_path: v}}\n  embeddings:\n    -\n{lines}"
+    with pytest.raises(Exception, match=r"defs\.yaml") as caught, loaded(text=text):
         pass
     shown = str(caught.value.__cause__)
-    assert re.search(rf"defs\.yaml:\d+ - attributes\.embeddings\.0\.{block}\b", shown)
-    assert re.search(rf"\b{block}:|\b{block}\b", shown)
+    line = 6 + [*entry].index(block)
+    assert re.search(rf"defs\.yaml:{line} - attributes\.embeddings\.0\.{block}\b", shown)
     assert words in shown
     if block in ("sensor", "catch_up", "schedule", "rest_sensor"):
         assert isinstance(caught.value.__cause__, ConfigError)
@@ -259,7 +262,7 @@ def test_what_does_not_go_together_fails_at_load_with_its_line(entry: dict[str, 
         ("sensor: {type: watermark, watermark_column: day,\n        lock_timeout: long}", "sensor.lock_timeout"),
         ("sensor: {type: parquet,\n        watermark_column: day}", "sensor.watermark_column"),
         ("rest_sensor: {\n        default_status: on}", "rest_sensor.default_status"),
-        ("io_manager_key:\n        [a]", "io_manager_key"),
+        ("checks: {}\n      io_manager_key: [a]", "io_manager_key"),
     ],
 )
 def test_dg_check_yaml_names_the_line(lines: str, key: str, tmp_path: Path) -> None:
@@ -273,7 +276,7 @@ def test_dg_check_yaml_names_the_line(lines: str, key: str, tmp_path: Path) -> N
     assert errors, "the schema takes it"
     shown = error_dict_to_formatted_error(None, errors[0], document.source_position_tree, ["attributes"])
     plain = re.sub(r"\x1b\[\d*m", "", shown)
-    assert re.search(rf"defs\.yaml:\d+ .*attributes\.embeddings\.0\.{re.escape(key)}", plain), plain
+    assert re.search(rf"defs\.yaml:7 .*attributes\.embeddings\.0\.{re.escape(key)}", plain), plain
 
 
 def test_conditions_and_freshness_come_from_dagsters_own_shapes_also_where_a_sensor_targets_the_asset() -> None:
