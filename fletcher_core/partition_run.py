@@ -270,12 +270,16 @@ class PartitionRun:
             for other in generation.siblings():
                 if key in other.partitions():
                     self._retire(other.name, key)
-        for stored in generation.partitions():
-            # A source is embedded whole or by partitions. Once that changed, rows of the other layout are nobody's to
-            # keep up to date, and must not be found any more.
-            if (stored == "") != (key == ""):
-                layout = "whole" if stored == "" else f"by partitions, {stored!r} among them"
-                _LOG.warning("%s was embedded %s: those rows are dropped", run.store.collection, layout)
+        # A source is embedded whole or by partitions. Once that changed, rows of the other layout are nobody's to keep
+        # up to date, and must not be found any more.
+        outdated = [stored for stored in generation.partitions() if (stored == "") != (key == "")]
+        if outdated:
+            layout = "whole" if key else f"by partitions, {outdated[0]!r} among them"
+            others = "; partitions that have not run since then have no rows" if key else ""
+            dropped = f"{run.store.collection} was embedded {layout}: those rows are dropped{others}"
+            _LOG.warning(dropped)
+            self.note = f"{self.note}; {dropped}" if self.note else dropped
+            for stored in outdated:
                 self._retire(generation.name, stored)
         generation.compact_if_needed(key, run.settings.max_segments)
         if run.settings.on_missing == "keep" or self.remaining or self.put_off:

@@ -209,7 +209,7 @@ class ParquetTable:
 
     def origin(self) -> str:
         """The source as error messages name it."""
-        return f"the Parquet files {', '.join(self.patterns)}"
+        return f"the Parquet table {', '.join(self.patterns)}"
 
     def paths(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
         """The files that the patterns stand for at this moment."""
@@ -288,7 +288,9 @@ def column_types(
     for name in wanted:
         if name.lower() not in existing:
             names = [str(row[0]) for row in described]
-            raise SourceError(f"{source.origin()} has no column {name!r}: {choices(name, names, 'columns')}")
+            missing = f"{source.origin()} has no column {name!r}: {choices(name, names, 'columns')}"
+            is_id = name == source.id_column
+            raise SourceError(f"{missing}. Say with id_column which of them identifies a row" if is_id else missing)
     types = {name: existing[name.lower()] for name in wanted}
     for name in source.text_columns:
         check_text_type(name, types[name], source.origin())
@@ -362,7 +364,12 @@ def reading_failed(source: Source, error: duckdb.Error, partition: Partition = _
             f"cannot read {source.origin()}: {first_line(error)} Read that file through ParquetTable, which sets such "
             "rows aside, or write it again in UTF-8"
         )
-    return SourceError(f"cannot read {source.origin()}: {first_line(error)}")
+    problem = f"cannot read {source.origin()}: {first_line(error)}"
+    windows = [part for part in partition.conditions if part.start is not None or part.end is not None]
+    if windows and isinstance(error, duckdb.ConversionException):
+        column = filter_column(source, windows[0])
+        problem += f". A time window needs dates or times in its partition_column, which is {column!r}"
+    return SourceError(problem)
 
 
 def _columns_used(source: Source, partition: Partition) -> list[str]:

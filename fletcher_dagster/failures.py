@@ -58,7 +58,7 @@ def reported_in_words(context: dg.AssetExecutionContext, what: str) -> Iterator[
 
 def _sentence(far: HowFar) -> str:
     said = far.said()
-    return f". {said[0].upper()}{said[1:]}; the next run does only the rest" if said else ""
+    return f". {said[0].upper()}{said[1:]}" if said else ""
 
 
 def can_pass_by_itself(error: FletcherError) -> bool:

@@ -71,7 +71,7 @@ class RunProgress:
             else ""
         )
         rows = "row is" if latest.committed == 1 else "rows are"
-        return f"{latest.committed:,} {rows} committed{of_partitions}"
+        return f"{latest.committed:,} {rows} committed{of_partitions}; the next run does only the rest"
 
     def figures(self) -> dict[str, int]:
         """The same as metadata of a failed step."""

@@ -130,8 +130,8 @@ def _around_invalid(table: DuckDBTable | ParquetTable | TextTable, selection: Se
     assert isinstance(table, ParquetTable)
     if table.query or selection.template is not None or len(selection.text_columns) > 1:
         raise SourceError(
-            f"{table.origin()} hold texts that are not UTF-8: embed a single column of the files, without a query or a "
-            "template, and only these rows have no vector; or write the files again in UTF-8"
+            f"{table.origin()} holds texts that are not UTF-8: embed a single column of the files, without a query or "
+            "a template, and only these rows have no vector; or write the files again in UTF-8"
         )
     with connect() as connection:
         return RecordRows(parquet_tables(table.paths(connection)), table.origin(), selection)

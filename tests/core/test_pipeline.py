@@ -308,8 +308,12 @@ def test_rows_of_an_earlier_partitioning_are_never_found_again(
     for partition in first:
         materialize(source, embedder=minilm, store=store, longbow=longbow, partition=partition)
     execute(database, "UPDATE notes SET text = 'now of something else' WHERE id = 3", "DELETE FROM notes WHERE id = 4")
-    for partition in second:
-        materialize(source, embedder=minilm, store=store, longbow=longbow, partition=partition)
+    notes = [
+        materialize(source, embedder=minilm, store=store, longbow=longbow, partition=partition).note
+        for partition in second
+    ]
+    assert "those rows are dropped" in notes[0]
+    assert not any(notes[1:])
     assert len(stored(store)) == 29
     hits = search(store, longbow, minilm, "note number 3 about planes", k=100)
     assert len(hits) == 29

@@ -20,6 +20,7 @@ from fletcher_core.sources import (
     attached,
     column_types,
     metadata_schema,
+    reading_failed,
 )
 from fletcher_core.sql import connect
 
@@ -216,6 +217,16 @@ def test_a_missing_column_is_named_with_those_that_exist(parquet: Path) -> None:
         ids_of(ParquetTable(parquet, text_columns="txet"))
     with pytest.raises(SourceError, match="no column 'region'"):
         ids_of(ParquetTable(parquet), Partition("p", column="region", value="a"))
+    with pytest.raises(SourceError, match=r"no column 'key': .*\. Say with id_column which of them identifies a row$"):
+        ids_of(ParquetTable(parquet, id_column="key"))
+
+
+def test_a_time_window_over_a_column_without_times_is_named(parquet: Path) -> None:
+    window = Partition("2026-01-01", column="text", start=datetime(2026, 1, 1), end=datetime(2026, 1, 2))
+    with pytest.raises(duckdb.ConversionException) as raised:
+        ids_of(ParquetTable(parquet), window)
+    problem = str(reading_failed(ParquetTable(parquet), raised.value, window))
+    assert problem.endswith(". A time window needs dates or times in its partition_column, which is 'text'")
 
 
 def test_a_missing_table_is_named_with_those_that_exist(database: Path) -> None:
