@@ -29,9 +29,10 @@ from fletcher_core.stop import Stop
 from fletcher_core.store import Generation, VectorStore
 from fletcher_core.store.content import Content, content_of
 from fletcher_core.store.room import check_room
+from fletcher_core.store.rows import delete_rows
 from fletcher_core.telemetry import LENGTH_EDGES, DeliveryCounts, RunReport, SlowRow, StageClock, StageSeconds
 from fletcher_core.text_window import EmbeddedTexts
-from fletcher_core.window import Window, delete_rows, finish_window
+from fletcher_core.window import Window, finish_window
 
 _LOG = logging.getLogger(__name__)
 

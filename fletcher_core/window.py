@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from fletcher_core.embedder import Embedder, vector_array
 from fletcher_core.store.quarantine import ENGINE_FAILED
-from fletcher_core.store.schema import DELETE, STORE_FIELDS, UPSERT
+from fletcher_core.store.rows import delete_rows
+from fletcher_core.store.schema import UPSERT
 from fletcher_core.text_window import EmbeddedTexts
 
 
@@ -89,15 +90,6 @@ def finish_window(window: Window, result: EmbeddedTexts, embedder: Embedder, sch
         columns = pa.schema([field.with_nullable(True) for field in table.schema])
         table = pa.concat_tables([table.cast(columns), outdated.select(table.column_names).cast(columns)])
     return FinishedWindow(table, _refused_rows(rows, reasons), int(cut[good].sum()))
-
-
-def delete_rows(outdated: pa.Table, schema: pa.Schema) -> pa.Table:
-    """`id` and `replaces` of rows to remove -> rows for the store; all that describes a text is null."""
-    count = outdated.num_rows
-    added = {field.name for field in STORE_FIELDS}
-    columns = {"id": outdated["id"], "replaces": outdated["replaces"], "op": pa.repeat(DELETE, count)}
-    fields = [field for field in schema if field.name not in added]
-    return pa.table({field.name: columns.get(field.name, pa.nulls(count, field.type)) for field in fields})
 
 
 def refusals(result: EmbeddedTexts, embedder: Embedder) -> npt.NDArray[np.object_]:

@@ -164,7 +164,8 @@ class _Evaluation:
         if not isinstance(definition, HashPartitionsDefinition):
             return []
         known = set(definition.get_partition_keys())
-        return [key for key in self._generation.partitions() if key not in known]
+        strange = [key for key in self._generation.partitions() if key not in known]
+        return [key for key in strange if self._generation.row_count(key)]
 
     @cached_property
     def _healths(self) -> list[VectorHealth]:

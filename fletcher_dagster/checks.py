@@ -109,7 +109,7 @@ def row_parity(tallies: Sequence[Tally], left_over: Sequence[str] = ()) -> Findi
     if left_over:
         words += (
             f"; beside them the store holds {len(left_over):,} partitions of another number of hash buckets, such as "
-            f"{left_over[0]!r}, whose rows are searched and loaded, too: backfill into a fresh store_path"
+            f"{left_over[0]!r}, whose rows are searched and loaded, too: take them out by `fletcher drop --partition`"
         )
     return Finding(
         not unequal and not left_over,

@@ -8,6 +8,7 @@ from fletcher_core.commands import (
     bench,
     compact,
     deliver,
+    drop,
     embed,
     models,
     quarantine,
@@ -38,6 +39,7 @@ app.command("deliver")(deliver.deliver)
 app.command("reconcile")(reconcile.reconcile)
 app.add_typer(quarantine.group, name="quarantine")
 app.command("compact")(compact.compact)
+app.command("drop")(drop.drop)
 app.command("serve")(serve.serve)
 app.command("models")(models.models)
 app.command("bench")(bench.bench)

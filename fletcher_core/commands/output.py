@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -30,6 +30,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, right: Seq
 def printable(line: str) -> str:
     """Ids and messages come out of the data: no line of theirs breaks ours, and none speaks to the terminal."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
+
+
+def named(names: Iterable[str]) -> str:
+    """Partition keys and the like in a sentence; the empty one can be seen."""
+    return ", ".join(name if name else repr(name) for name in sorted(names)) or "none"
 
 
 def size(count: float) -> str:

@@ -4,14 +4,13 @@ import shutil
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fletcher_core.commands import options
 from fletcher_core.commands.options import open_store
-from fletcher_core.commands.output import print_json, printable
+from fletcher_core.commands.output import named, print_json, printable
 from fletcher_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def listed(
 
             known = {*REASONS, *(row["reason"] for row in rows)}
             if reason not in known:
-                raise ConfigError(f"--reason is {reason!r}: there is no such reason; known are {_named(known)}")
+                raise ConfigError(f"--reason is {reason!r}: there is no such reason; known are {named(known)}")
             rows = [row for row in rows if row["reason"] == reason]
     for row in rows:
         if as_json:
@@ -88,12 +87,8 @@ def _rows(store: "VectorStore", partition: str | None) -> list[dict[str, Any]]:
         known = {key for generation in store.generations() for key in generation.partitions()}
         known |= set(store.quarantine.read()["partition_key"].to_pylist())
         if partition not in known:
-            raise ConfigError(f"--partition is {partition!r}: there is no such partition; known are {_named(known)}")
+            raise ConfigError(f"--partition is {partition!r}: there is no such partition; known are {named(known)}")
     return rows
-
-
-def _named(names: Iterable[str]) -> str:
-    return ", ".join(name if name else repr(name) for name in sorted(names)) or "none"
 
 
 def _lines(row: dict[str, Any]) -> list[str]:

@@ -27,7 +27,7 @@ from fletcher_core.store.locks import FileLock
 from fletcher_core.store.manifest import Manifest
 from fletcher_core.store.recent import RecentSegments
 from fletcher_core.store.recovery import collect_garbage, needs_recovery, recover
-from fletcher_core.store.rows import checked_rows, segment_table
+from fletcher_core.store.rows import checked_rows, delete_rows, segment_table
 from fletcher_core.store.schema import DELETE, check_text_name, folder_name
 from fletcher_core.store.segments import (
     Footer,
@@ -41,6 +41,7 @@ from fletcher_core.store.segments import (
 
 _T = TypeVar("_T")
 _ATTEMPTS = 5  # readings while another process compacts
+_DELETES = 16_384  # rows of a segment of nothing else
 
 
 class Generation:
@@ -173,6 +174,23 @@ class Generation:
                     recover(self.root, self.manifest, folder)
                 finally:
                     lock.release()
+
+    def empty(self, partition_key: str) -> int:
+        """Deletes all live rows of a partition, as a run would of which the source has none left; returns how many.
+
+        Longbow gets the deletes with the next delivery, and compaction frees the disk.
+
+        Raises:
+            StoreLockedError: a run is writing it.
+            StoreError: the disk is full, or a segment file is damaged.
+        """
+        with self._holding(partition_key, "emptying"):
+            select = f"SELECT id, sequence AS replaces FROM ({self.live_sql(partition_key)}) ORDER BY sequence"
+            live = self._query(lambda: select)
+            for first in range(0, live.num_rows, _DELETES):
+                rows = delete_rows(live.slice(first, _DELETES), self.schema)
+                self.write_segment(partition_key, rows, "emptying")
+        return live.num_rows
 
     def drop(self, partition_key: str) -> None:
         """Deletes a partition with all its rows and deliveries; `VectorStore.retire` is the public way."""

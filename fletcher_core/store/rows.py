@@ -28,6 +28,14 @@ def segment_table(
     return pa.Table.from_arrays(columns, schema=schema)
 
 
+def delete_rows(outdated: pa.Table, schema: pa.Schema) -> pa.Table:
+    """`id` and `replaces` of rows to remove -> rows for the store; all that describes a text is null."""
+    count = outdated.num_rows
+    columns = {"id": outdated["id"], "replaces": outdated["replaces"], "op": pa.repeat(DELETE, count)}
+    fields = [field for field in schema if field.name not in _STORE_COLUMNS]
+    return pa.table({field.name: columns.get(field.name, pa.nulls(count, field.type)) for field in fields})
+
+
 def checked_rows(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     """`rows` with the types of `schema`, ready for `segment_table`.
 
