@@ -135,8 +135,7 @@ def _due(
 def _of_other_code(instance: dg.DagsterInstance, spec: dg.AssetSpec, keys: Sequence[str]) -> set[str]:
     """Those of `keys` whose last materialization had another code version than is declared.
 
-    One event a partition is read. The one of a partition that was committed in a run that then failed has no code
-    version; what the store holds tells of its model.
+    One event a partition is read.
     """
     if spec.code_version is None or not keys:
         return set()

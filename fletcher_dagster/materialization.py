@@ -172,6 +172,7 @@ def _report_committed(context: dg.AssetExecutionContext, key: dg.AssetKey, outco
     Neither event can say less: pages, Dagster's check of changed columns and the column lineage look at the latest one
     alone, which is the first where the run is killed.
     """
+    spec = context.assets_def.specs_by_key[key]
     context.log_event(
         dg.AssetMaterialization(
             asset_key=key,
@@ -181,7 +182,8 @@ def _report_committed(context: dg.AssetExecutionContext, key: dg.AssetKey, outco
             tags={
                 "dagster/data_version": outcome.version,
                 "dagster/data_version_is_user_provided": "true",
-                **dimension_tags(context.assets_def.specs_by_key[key].partitions_def, outcome.partition_key),
+                "dagster/code_version": spec.code_version or context.run.run_id,  # as Dagster has it
+                **dimension_tags(spec.partitions_def, outcome.partition_key),
             },
         )
     )

