@@ -229,7 +229,7 @@ def lag(found: DeliveryLag, checks: FletcherChecks) -> Finding:
         else "all rows are searchable",
         {
             "fletcher/longbow_rows_pending": found.pending,
-            "fletcher/longbow_rows_applied": found.applied,
+            "fletcher/longbow_rows_unindexed": found.applied,
             "fletcher/longbow_rows_searchable": found.searchable,
             "fletcher/oldest_waiting_seconds": round(age, 3),
             **(_partitions({key: {"rows": rows} for key, rows in found.partitions.items()}) if late or many else {}),

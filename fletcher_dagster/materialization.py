@@ -29,6 +29,7 @@ from fletcher_core.telemetry.run_figures import run_line
 from fletcher_dagster.check_run import check_asset, selected_checks, tally_of
 from fletcher_dagster.checks import Tally
 from fletcher_dagster.columns import column_lineage
+from fletcher_dagster.core_warnings import core_warnings
 from fletcher_dagster.declaration import collection_name, declared_source
 from fletcher_dagster.failures import reported_in_words
 from fletcher_dagster.metadata import commit_line, run_metadata, run_summary_metadata
@@ -68,6 +69,7 @@ def _materialize_asset(
 ) -> Iterator[AssetEvent]:
     name = spec.key.to_user_string()
     with reported_in_words(context, f"embedding {name}") as far, ExitStack() as stack:
+        hand_on = stack.enter_context(core_warnings(context))
         stack.enter_context(Pusher(fletcher.metrics, job="fletcher", grouping={"asset": name}))
         source = declared_source(spec)
         slices = slices_of(context, spec, source)
@@ -80,7 +82,7 @@ def _materialize_asset(
         run = _AssetRun(context, spec.key, source, embedder, store, longbow, settings, lineage, fletcher.dashboard_url)
         progress = RunProgress(context, spec.key, name)
         far.said, far.figures = progress.committed, progress.figures
-        outcomes = run.materialize(slices, progress)
+        outcomes = run.materialize(slices, progress, hand_on)
     yield _result(spec.key, outcomes)
     yield from selected_checks(context, fletcher, spec.key, [outcome.tally for outcome in outcomes])
 
@@ -99,7 +101,9 @@ class _AssetRun:
     lineage: dg.TableColumnLineage | None
     dashboard_url: str
 
-    def materialize(self, slices: Sequence[Partition], progress: RunProgress) -> list[_Outcome]:
+    def materialize(
+        self, slices: Sequence[Partition], progress: RunProgress, hand_on: Callable[[], None]
+    ) -> list[_Outcome]:
         """Runs the pipeline over the slices; each of several is reported to Dagster as soon as it is committed."""
         several = len(slices) > 1
         outcomes: list[_Outcome] = []
@@ -127,7 +131,11 @@ class _AssetRun:
                 if several:
                     _report_committed(self.context, self.key, outcomes[-1])
 
-            reports = watched(work, progress.show, committed)
+            def show() -> None:
+                hand_on()
+                progress.show()
+
+            reports = watched(work, show, committed)
         if several:
             self.context.log_event(
                 dg.AssetObservation(

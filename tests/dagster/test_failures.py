@@ -1,6 +1,7 @@
 """Runs that cannot succeed: what the user reads, what is retried, what a cancelled run leaves behind."""
 
 import itertools
+import logging
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from fletcher_core import pipeline
 from fletcher_core.errors import ConfigError
 from fletcher_core.sources import DuckDBTable, ParquetTable
 from fletcher_core.window import Window
-from fletcher_dagster import FletcherResource, LongbowResource
+from fletcher_dagster import FletcherResource, LongbowResource, core_warnings
 
 TWICE = dg.RetryPolicy(max_retries=1, delay=0)
 
@@ -70,6 +71,14 @@ def test_a_database_that_someone_writes_is_tried_again(project: Project, writer:
     result = project.run(project.assets(project.docs(lock_timeout=0.1), retry_policy=TWICE))
     assert attempts(result) == 2
     assert str(writer) in (failure(result).description or "")
+
+
+def test_what_the_core_warns_of_is_in_the_log_of_the_run(project: Project, writer: int) -> None:
+    result = project.run(project.assets(project.docs(lock_timeout=1.5)))
+    said = [entry.user_message for entry in project.instance.all_logs(result.run_id) if entry.level == logging.WARNING]
+    assert any(f"process {writer}" in line and "waiting for it" in line for line in said), said
+    core = logging.getLogger("fletcher_core")
+    assert not any(type(handler).__module__ == core_warnings.__name__ for handler in core.handlers)
 
 
 def test_a_source_without_its_partition_column_fails_in_words(project: Project) -> None:
