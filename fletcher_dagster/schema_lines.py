@@ -2,13 +2,16 @@
 
 In goes the schema that Dagster derives for a component: every field is `anyOf` its shape and a string, for templates,
 and a validator says of a shape that does not fit no more than that none does. Out goes one that first asks what a value
-is, a mapping or a list, and of which `type`, and then holds it to that shape alone.
+is, a mapping or a list, and of which `type`, and then holds it to that shape alone. Of a word that is none of those
+allowed the validator lists these.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
+
+_TEMPLATE = {"type": "string", "pattern": r"\{\{.*\}\}"}
 
 
 def told_apart(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,15 +25,40 @@ def told_apart(schema: Mapping[str, Any]) -> dict[str, Any]:
             return node
         node = {key: rewritten(value) for key, value in node.items()}
         options = node.get("anyOf", ())
+        if (words := _words(options)) is not None:
+            del node["anyOf"]
+            return node | {"if": _TEMPLATE, "else": {"enum": words}}
         shapes = [(_sign(option, definitions), option) for option in options]
         if not any(sign for sign, _ in shapes):
             return node
-        node["anyOf"] = [sign or option for sign, option in shapes]
+        kinds = [sign["properties"]["type"]["const"] for sign, _ in shapes if sign and "required" in sign]
+        node["anyOf"] = [
+            {"type": sign["type"]} if sign and "required" in sign else sign or option for sign, option in shapes
+        ]
         node["allOf"] = [{"if": sign, "then": option} for sign, option in shapes if sign]
+        if kinds and not any(sign == {"type": "object"} for sign, _ in shapes):
+            of_kinds = {"required": ["type"], "properties": {"type": {"enum": kinds}}}
+            node["allOf"] = [{"if": {"type": "object"}, "then": of_kinds}, *node["allOf"]]
         return node
 
     result: dict[str, Any] = rewritten(dict(schema))
     return result
+
+
+def _words(options: Sequence[Mapping[str, Any]]) -> list[Any] | None:
+    """All that a value may be but a template, where that is a choice of words."""
+    others = [option for option in options if "{{" not in option.get("pattern", "").replace("\\", "")]
+    if len(others) == len(options) or not any("enum" in option for option in others):
+        return None
+    words: list[Any] = []
+    for option in others:
+        if option.get("type") == "null":
+            words.append(None)
+        elif "enum" in option or "const" in option:
+            words += option.get("enum", [option.get("const")])
+        else:
+            return None
+    return words
 
 
 def _sign(option: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -279,6 +279,24 @@ def test_dg_check_yaml_names_the_line(lines: str, key: str, tmp_path: Path) -> N
     assert re.search(rf"defs\.yaml:7 .*attributes\.embeddings\.0\.{re.escape(key)}", plain), plain
 
 
+@pytest.mark.parametrize(
+    ("attributes", "words"),
+    [
+        ({"fletcher": {"store_path": "v", "engine": "gpuu"}}, "'gpuu' is not one of ['auto', 'mlx', 'cpu', 'native'"),
+        ({"embeddings": [{"source": {"type": "postgres"}}]}, "'postgres' is not one of ['duckdb', 'parquet']"),
+        ({"embeddings": [{"source": {"database": "x"}}]}, "'type' is a required property"),
+        ({"embeddings": [{"source": WHOLE, "checks": {"drift": "loud"}}]}, "'loud' is not one of ['error', 'warn'"),
+    ],
+)
+def test_a_word_that_does_not_exist_is_answered_with_those_that_do(attributes: dict[str, Any], words: str) -> None:
+    schema = FletcherEmbeddingsComponent.get_model_cls().model_json_schema()
+    given = {"fletcher": {"store_path": "v"}, "embeddings": [{"source": WHOLE}], **attributes}
+    (error,) = Draft202012Validator(schema).iter_errors(given)
+    assert words in error.message
+    engine = {"fletcher": {"store_path": "v", "engine": "{{ env.ENGINE }}"}}
+    assert not [*Draft202012Validator(schema).iter_errors({**given, **engine, "embeddings": [{"source": WHOLE}]})]
+
+
 def test_conditions_and_freshness_come_from_dagsters_own_shapes_also_where_a_sensor_targets_the_asset() -> None:
     text = f"""\
 {HEAD}  fletcher: {{store_path: vectors}}
