@@ -16,7 +16,7 @@ from dagster.components.utils.translation import TranslationFn, TranslationFnRes
 from pydantic import BaseModel
 
 from fletcher_core.sources import Source
-from fletcher_dagster.assets import fletcher_assets
+from fletcher_dagster.assets import build_fletcher_asset_specs, fletcher_assets
 from fletcher_dagster.automation import eager_or_model_changed
 from fletcher_dagster.check_settings import FletcherChecks
 from fletcher_dagster.resources import FletcherResource
@@ -201,13 +201,15 @@ class FletcherEmbeddingsComponent(dg.Component, dg.Resolvable):
         return eager_or_model_changed()
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        built = [self._build_entry(number, entry) for number, entry in enumerate(self.embeddings)]
-        return dg.Definitions.merge(*built)
+        return dg.Definitions.merge(*map(self._build_entry, self.embeddings))
 
-    def _build_entry(self, number: int, entry: EmbeddingsSpecModel) -> dg.Definitions:
-        assets = self._build_asset(number, entry)
-        # Not numbered as the op is: Dagster knows by its name whether a sensor is on, and what it saw last.
-        name = (entry.op and entry.op.name) or re.sub(r"\W", "_", "__".join(assets.key.path))
+    def _build_entry(self, entry: EmbeddingsSpecModel) -> dg.Definitions:
+        op, translator = entry.op or OpSpec(), _EntryTranslator(self, entry)
+        (spec,) = build_fletcher_asset_specs(sources=[entry.source], translator=translator, resource=self.fletcher)
+        # After the asset, and not numbered: other files may have entries, too, and Dagster knows by its name whether a
+        # sensor is on, and what it saw last.
+        name = op.name or re.sub(r"\W", "_", "__".join(spec.key.path))
+        assets = self._build_asset(name, entry, op, translator)
 
         def built(*given: Automation | None) -> list[Any]:
             return [one.build(name, assets, entry.source, self.fletcher) for one in given if one]
@@ -218,11 +220,9 @@ class FletcherEmbeddingsComponent(dg.Component, dg.Resolvable):
             sensors=built(entry.sensor, entry.rest_sensor),
         )
 
-    def _build_asset(self, number: int, entry: EmbeddingsSpecModel) -> dg.AssetsDefinition:
-        op = entry.op or OpSpec()
-        # Ops of one code location need names of their own, also where two entries read the same table.
-        name = op.name or re.sub(r"\W", "_", f"{entry.source.name}_embeddings_{number}")
-
+    def _build_asset(
+        self, name: str, entry: EmbeddingsSpecModel, op: OpSpec, translator: FletcherTranslator
+    ) -> dg.AssetsDefinition:
         def embeddings(context: dg.AssetExecutionContext) -> Iterator[Any]:
             yield from self.execute(context, self.fletcher)
 
@@ -237,7 +237,7 @@ class FletcherEmbeddingsComponent(dg.Component, dg.Resolvable):
             retry_policy=entry.retry_policy,
             io_manager_key=entry.io_manager_key,
             checks=entry.checks,
-            translator=_EntryTranslator(self, entry),
+            translator=translator,
             resource=self.fletcher,
         )(embeddings)
 

