@@ -97,38 +97,41 @@ def build_catch_up_schedule(
         all_keys = partitions_def.get_partition_keys(dynamic_partitions_store=context.instance)
         fletcher: FletcherResource = resource or getattr(context.resources, resource_key)
         requests: list[dg.RunRequest] = []
+        reasons: list[str] = []
         for spec in assets.specs:
-            due = _due(context.instance, fletcher, spec, partitions_def, all_keys)[:max_partitions]
+            status = context.instance.get_status_by_partition(spec.key, all_keys, partitions_def) or {}
+            state = {key: found.value if (found := status.get(key)) else "" for key in all_keys}
+            if running := sum(value == "IN_PROGRESS" for value in state.values()):
+                asset = spec.key.to_user_string()
+                reasons.append(f"runs are at {running} of {len(all_keys)} partitions of {asset}, or wait for them")
+            due = _due(context.instance, fletcher, spec, state)[:max_partitions]
             if max_rows is not None and due:
                 try:
                     due = _within(max_rows, due, _rows(declared_source(spec), partitions_def, due))
                 except SourceLockedError as error:
-                    return dg.SkipReason(str(error))
+                    reasons.append(str(error))
+                    continue
             requests += [
                 found.request(f"{spec.key.to_user_string()}/{found.name}", tags, [spec.key])
                 for found in ranges_of(due, all_keys, assets.backfill_policy)
             ]
-        return requests or dg.SkipReason(f"all of {len(all_keys)} partitions are embedded by the declared model")
+        done = f"all of {len(all_keys)} partitions are embedded by the declared model"
+        return requests or dg.SkipReason("; ".join(reasons) or done)
 
     return catch_up
 
 
 def _due(
-    instance: dg.DagsterInstance,
-    fletcher: FletcherResource,
-    spec: dg.AssetSpec,
-    partitions_def: dg.PartitionsDefinition[str],
-    all_keys: Sequence[str],
+    instance: dg.DagsterInstance, fletcher: FletcherResource, spec: dg.AssetSpec, state: Mapping[str, str]
 ) -> list[str]:
-    """What is to run: the missing, then the stale, then the failed."""
-    status = instance.get_status_by_partition(spec.key, all_keys, partitions_def) or {}
-    state = {key: found.value if (found := status.get(key)) else "" for key in all_keys}
-    materialized = [key for key in all_keys if state[key] == "MATERIALIZED"]
+    """What is to run: the missing, then the stale, then the failed. `state` is Dagster's of each partition, '' where it
+    never saw one."""
+    materialized = [key for key in state if state[key] == "MATERIALIZED"]
     stale = fletcher.outdated_partitions(spec.key) | _of_other_code(instance, spec, materialized)
     return [
-        *(key for key in all_keys if not state[key]),
+        *(key for key in state if not state[key]),
         *(key for key in materialized if key in stale),
-        *(key for key in all_keys if state[key] == "FAILED"),
+        *(key for key in state if state[key] == "FAILED"),
     ]
 
 
