@@ -120,13 +120,13 @@ def as_many_runs(folder: Path, model: str, options: argparse.Namespace) -> list[
     }
     total, taken = options.partitions * options.rows, []
     with (
-        running(home, Path(__file__).with_name("backfill_project.py"), variables) as web,
+        running(home, Path(__file__).with_name("backfill_project.py"), variables) as dagster,
         dg.DagsterInstance.from_config(str(home)) as instance,
     ):
         for n in range(options.repetitions):
             started = time.perf_counter()
-            backfill = web.backfill(f"runs_{n}_embeddings", keys(options.partitions))
-            state = web.finished_backfill(backfill, seconds=3600)
+            backfill = dagster.web.backfill(f"runs_{n}_embeddings", keys(options.partitions))
+            state = dagster.web.finished_backfill(backfill, seconds=3600)
             taken.append(time.perf_counter() - started)
             runs = [run["runId"] for run in state["runs"]]
             mistakes = [line for run_id in runs for line in mistakes_of(instance, run_id)]

@@ -53,7 +53,7 @@ _WAITING_WORK = 32
 # Some full segments: what the sender falls behind by.
 _RECENT_BYTES = 3 * SEGMENT_BYTES
 # Equal parts of a run of which the report says how busy each stage was: so many bars fit the page of an asset.
-SLICES = 24
+SLICES = 20
 
 
 def materialize(

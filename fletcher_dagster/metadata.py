@@ -218,10 +218,10 @@ def _memory_cache(report: RunReport) -> dict[str, int | float]:
 def _delivery(report: RunReport) -> dict[str, Any]:
     delivery = report.delivery
     return {
-        "fletcher/longbow_rows_searchable": delivery.searchable,
-        "fletcher/longbow_rows_pending": delivery.pending,
-        "fletcher/longbow_rows_applied": delivery.applied,
-        "fletcher/longbow_rows_sent": delivery.sent,
+        "fletcher/rows_searchable": delivery.searchable,
+        "fletcher/rows_pending": delivery.pending,
+        "fletcher/rows_applied": delivery.applied,
+        "fletcher/rows_sent": delivery.sent,
         "fletcher/bytes_sent": delivery.bytes_sent,
         "fletcher/longbow_dataset": report.generation,
     }

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 
 from fletcher_core.telemetry import LENGTH_EDGES
 
-WIDTH, HEIGHT = 350, 120  # beside the longest key, a table on a page 1500 wide cuts off what is wider
+WIDTH, HEIGHT = 310, 120  # beside the longest key, a table on a page 1400 wide cuts off what is wider
 LEFT, RIGHT, TOP, BOTTOM = 64, 14, 26, 24
 STEPS = 36
-BAR = 20  # characters of a histogram's longest bar
+BAR = 16  # characters of a histogram's longest bar
 
 
 def throughput_markdown(samples: Sequence[tuple[float, float]], begin: float = 0.0) -> str | None:

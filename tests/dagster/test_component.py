@@ -331,4 +331,4 @@ def test_a_component_embeds(project: Project) -> None:
     with loaded(entry, fletcher=settings) as (_, defs):
         assert project.run(defs.resolve_assets_def("docs_embeddings")).success
     assert project.figures()["dagster/row_count"] == 6
-    assert project.figures()["fletcher/longbow_rows_searchable"] == 6
+    assert project.figures()["fletcher/rows_searchable"] == 6

@@ -123,13 +123,13 @@ def test_rows_wait_for_a_longbow_that_is_down_and_go_with_the_next_run(project: 
     assert result.success
     figures = project.figures()
     assert figures["dagster/row_count"] == 6
-    assert figures["fletcher/longbow_rows_pending"] == 6
+    assert figures["fletcher/rows_pending"] == 6
     assert "127.0.0.1:9" in figures["fletcher/longbow_problem"]
     project.fletcher = FletcherResource(store_path=project.fletcher.store_path, longbow=up)
     assert project.run(assets).success
     figures = project.figures()
     assert figures["fletcher/rows_embedded"] == 0
-    assert figures["fletcher/longbow_rows_searchable"] == 6
+    assert figures["fletcher/rows_searchable"] == 6
 
 
 def interrupt_when(ready: Callable[[], object], then: Callable[[], object] = lambda: None) -> threading.Thread:

@@ -17,7 +17,7 @@ SCHEMA = pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("vecto
 
 ALWAYS = {
     *(f"fletcher/rows_{kind}" for kind in ["new", "changed", "unchanged", "deleted", "quarantined", "embedded"]),
-    *(f"fletcher/longbow_rows_{state}" for state in ["sent", "applied", "searchable", "pending"]),
+    *(f"fletcher/rows_{state}" for state in ["sent", "applied", "searchable", "pending"]),
     "fletcher/bytes_sent",
     "fletcher/cache_hits",
     "fletcher/texts_per_s",

