@@ -115,6 +115,17 @@ def large(name: str) -> dg.AssetsDefinition:
     return embeddings
 
 
+@fletcher_assets(
+    sources=[DuckDBTable(DATABASE, table="shelves", partition_column="shelf", name="turns")],
+    partitions_def=dg.StaticPartitionsDefinition([*"abcdefg"]),
+    backfill_policy=dg.BackfillPolicy.multi_run(1),
+    resource=tiny,
+    pool=POOL,
+)
+def turns(context: dg.AssetExecutionContext, tiny: FletcherResource) -> Iterator[Any]:
+    yield from tiny.run(context=context)
+
+
 shelves_now, portions_now = shelves(tiny), portions(budgeted)
 
 defs = dg.Definitions(
@@ -122,7 +133,7 @@ defs = dg.Definitions(
         *(dg.AssetSpec(files, kinds={"parquet"}) for files in ("notes", "tickets")),
         *(dg.AssetSpec(table, kinds={"duckdb"}) for table in ("docs", "pages", "orders", "shelves", "portions")),
         *(days, notes, large("in_process"), large("multiprocess"), large("backfilled")),
-        *(tickets, orders, shelves_now, portions_now),
+        *(tickets, orders, turns, shelves_now, portions_now),
     ],
     jobs=[
         dg.define_asset_job(
