@@ -6,6 +6,7 @@ code server loads. The large assets use the real model: their runs are long beca
 """
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,7 @@ def large(name: str) -> dg.AssetsDefinition:
     pool=POOL,
 )
 def turns(context: dg.AssetExecutionContext, tiny: FletcherResource) -> Iterator[Any]:
+    time.sleep(3)  # else steps so short would follow one another by themselves
     yield from tiny.run(context=context)
 
 
