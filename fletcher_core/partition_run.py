@@ -160,11 +160,11 @@ class PartitionRun:
 
     # Reading
 
-    def pieces(self, room: Callable[[], int], budget: Callable[[int], int]) -> Iterator[Piece]:
+    def pieces(self, room: Callable[[], int], budget: Callable[[int, bool], int]) -> Iterator[Piece]:
         """The rows of the snapshot in pieces of at most `room()` rows, at least one piece.
 
-        `budget(rows)` says how many of `rows` may be embedded yet. Rows that it leaves over remain for the next run,
-        but not those that were refused before: they stay in the quarantine.
+        `budget(rows, is_again)` says how many of `rows`, which were refused before or not, may be embedded yet. Rows
+        that it leaves over remain for the next run, but not those that were refused: they stay in the quarantine.
         """
         given_up = GivenUp(
             self.run.store.quarantine, self.partition.key, self.run.embedder.card, self.run.settings.max_attempts
@@ -172,7 +172,7 @@ class PartitionRun:
         held: tuple[pa.Table, pa.Table, pa.Table] | None = None
         none = pa.table({"id": pa.array([], pa.string()), "replaces": pa.array([], pa.int64())})
         for rows, is_again in self._in_turn(room, given_up):
-            allowed = budget(rows.num_rows)
+            allowed = budget(rows.num_rows, is_again)
             if is_again:
                 self.put_off += rows.num_rows - allowed
             else:

@@ -209,6 +209,7 @@ class _Stream:
     batched: int = 0
     finished: int = 0
     drawn: int = 0
+    drawn_again: int = 0
     tokens: int = 0
     opened: list[PartitionRun] = field(default_factory=list)
     begun: set[str] = field(default_factory=set)
@@ -316,10 +317,15 @@ class _Stream:
         observed(self.context.clock.busy)("read", began, time.perf_counter())
         return _Packed(window, pieces), texts
 
-    def _within_budget(self, rows: int) -> int:
-        if self.context.settings.max_rows is not None:
-            rows = max(0, min(rows, self.context.settings.max_rows - self.drawn))
+    def _within_budget(self, rows: int, is_again: bool) -> int:
+        """Rows that were refused before get half of it at most: else those of one partition could keep the next ones
+        from their turn in each run."""
+        most = self.context.settings.max_rows
+        if most is not None:
+            left = min(most - self.drawn, most // 2 - self.drawn_again) if is_again else most - self.drawn
+            rows = max(0, min(rows, left))
         self.drawn += rows
+        self.drawn_again += rows if is_again else 0
         return rows
 
     def _timely_rows(self) -> int:

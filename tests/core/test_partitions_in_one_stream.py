@@ -254,6 +254,21 @@ def test_a_budget_is_not_spent_again_and_again_on_rows_that_are_refused(
     assert sorted(store.quarantine.read("c")["id"].to_pylist()) == refused
 
 
+def test_rows_that_are_refused_do_not_keep_the_next_partition_from_its_turn(
+    source: DuckDBTable, store: VectorStore, minilm: Embedder
+) -> None:
+    strict = Embedder.load(max_length=32, long_text="error")
+    change(source, "UPDATE notes SET text = '" + "long " * 100 + "' || id WHERE part = 'c'")
+    settings, partitions = MaterializeSettings(max_rows=20), [PARTITIONS[2], PARTITIONS[6]]
+    stored = [0]
+    while stored[-1] < SIZES["g"]:
+        reports = materialize_partitions(source, partitions, embedder=strict, store=store, settings=settings)
+        stored.append(reports[1].rows_in_store)
+        if len(stored) > 2 + SIZES["c"] // 20:  # every row of c was refused once
+            assert stored[-1] >= min(stored[-2] + 10, SIZES["g"])
+    assert store.quarantine.read("c").num_rows == SIZES["c"]
+
+
 def ids(source: DuckDBTable, condition: str) -> list[str]:
     with duckdb.connect(str(source.database)) as connection:
         return [
