@@ -8,7 +8,7 @@ engine's batches as one large one does.
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -139,10 +139,13 @@ def materialize_partitions(
 
     Raises:
         Those of `materialize`. What was committed before stays, and was reported.
-        ConfigError: no partition was named.
+        ConfigError: no partition was named, or one twice.
     """
     if not partitions:
         raise ConfigError("no partition was named: give at least one, Partition() for the whole source")
+    twice = [key for key, count in Counter(partition.key for partition in partitions).items() if count > 1]
+    if twice:
+        raise ConfigError(f"partition {twice[0]!r} is named twice: give each partition once")
     settings = settings or MaterializeSettings()
     run_id = run_id or uuid4().hex
     generation = store.generation(embedder.card, metadata_schema(source), settings.vector_type)

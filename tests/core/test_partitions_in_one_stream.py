@@ -274,3 +274,13 @@ def ids(source: DuckDBTable, condition: str) -> list[str]:
         return [
             row_id for (row_id,) in connection.execute(f"SELECT id FROM notes WHERE {condition} ORDER BY id").fetchall()
         ]
+
+
+def test_partitions_that_are_none_or_named_twice_are_refused_before_anything_is_done(
+    source: DuckDBTable, store: VectorStore, minilm: Embedder
+) -> None:
+    with pytest.raises(ConfigError, match="no partition was named"):
+        materialize_partitions(source, [], embedder=minilm, store=store)
+    with pytest.raises(ConfigError, match="'c' is named twice"):
+        materialize_partitions(source, [PARTITIONS[2], PARTITIONS[6], PARTITIONS[2]], embedder=minilm, store=store)
+    assert not store.generations()
