@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from fletcher_core.errors import ConfigError
 from fletcher_dagster.check_settings import CHECKS, FletcherChecks, settings_metadata
+from fletcher_dagster.metadata import quarantined_metadata
 
 if TYPE_CHECKING:  # they load the store and Flight
     from fletcher_core.longbow.lag import DeliveryLag
@@ -23,7 +24,7 @@ if TYPE_CHECKING:  # they load the store and Flight
     from fletcher_core.store.health import Fault, VectorHealth
     from fletcher_core.store.statistics import Drift
 
-_SHOWN = 20  # partitions at fault, or quarantined rows, in a check's metadata; all of the latter are in the store
+_SHOWN = 20  # partitions at fault in a check's metadata
 _EXAMPLES = 5  # ids of rows at fault
 
 _DESCRIPTIONS = {
@@ -141,7 +142,7 @@ def quarantine(tallies: Sequence[Tally], limit: float | None) -> Finding:
             "fletcher/rows_quarantined": rows,
             "fletcher/quarantined_share": round(share, 6),
             **_partitions({tally.partition_key: {"rows": tally.quarantined.num_rows} for tally in quarantined}),
-            **_rows(quarantined),
+            **quarantined_metadata([tally.quarantined for tally in quarantined]),
         },
         dg.AssetCheckSeverity.ERROR if limit is not None and share > limit else None,
     )
@@ -289,11 +290,3 @@ def _partitions(figures: Mapping[str, Mapping[str, int | float]]) -> dict[str, d
         return {}
     records = [dg.TableRecord({"partition": key, **of_one}) for key, of_one in itertools.islice(named.items(), _SHOWN)]
     return {"fletcher/partitions_at_fault": len(named), "fletcher/partitions": dg.MetadataValue.table(records)}
-
-
-def _rows(tallies: Sequence[Tally]) -> dict[str, dg.TableMetadataValue]:
-    """The first quarantined rows as a table."""
-    rows = [row for tally in tallies for row in tally.quarantined.slice(0, _SHOWN).to_pylist()][:_SHOWN]
-    names = ("id", "reason", "message")
-    records = [dg.TableRecord({name: str(row[name]) for name in names}) for row in rows]
-    return {"fletcher/quarantined": dg.MetadataValue.table(records)} if records else {}

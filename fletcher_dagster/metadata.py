@@ -65,7 +65,7 @@ def run_metadata(
         "fletcher/rows_embedded": report.embedded,
         "fletcher/texts_per_s": round(report.texts_per_s, 1),
         **_trouble(report),
-        **_quarantined(quarantined),
+        **quarantined_metadata([quarantined] if quarantined is not None else []),
         **shown,
         **_rows(report, limited),
         **(_delivery(report) if delivered else {}),
@@ -187,12 +187,12 @@ def _slowest(report: RunReport) -> dict[str, dg.MetadataValue[Any]]:
     return {"fletcher/slowest": table}
 
 
-def _quarantined(rows: pa.Table | None) -> dict[str, dg.MetadataValue[Any]]:
-    if rows is None or not rows.num_rows:
-        return {}
+def quarantined_metadata(tables: Sequence[pa.Table]) -> dict[str, dg.MetadataValue[Any]]:
+    """The first quarantined rows (id, reason, message) of all as a table; nothing without any."""
+    rows = [row for table in tables for row in table.slice(0, _SHOWN).to_pylist()][:_SHOWN]
     names = ("id", "reason", "message")
-    shown = [tuple(str(row[name])[:_SHORT] for name in names) for row in rows.slice(0, _SHOWN).to_pylist()]
-    return {"fletcher/quarantined": _table(dict.fromkeys(names, "string"), shown)}
+    shown = [tuple(str(row[name])[:_SHORT] for name in names) for row in rows]
+    return {"fletcher/quarantined": _table(dict.fromkeys(names, "string"), shown)} if rows else {}
 
 
 def _table(types: dict[str, str], rows: Sequence[Sequence[str | int | float]]) -> dg.TableMetadataValue:

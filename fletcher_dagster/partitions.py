@@ -35,8 +35,8 @@ def hash_partitions(buckets: int) -> HashPartitionsDefinition:
     The hash is MD5 of the row's id in its text form, or of the source's `partition_column` when it has one.
 
     Args:
-        buckets: how many; a part of the assets' code version. Another number parts the rows anew and needs a backfill of
-            all partitions; keys that are no more are taken out by `fletcher drop`.
+        buckets: how many; a part of the assets' code version. Another number parts the rows anew and needs a backfill
+            of all partitions; keys that are no more are taken out by `fletcher drop`.
 
     Raises:
         ConfigError: `buckets` is no whole number from 1 to 100,000.

@@ -78,7 +78,7 @@ def test_each_partition_gets_its_own_rows_and_report(
 def test_windows_hold_rows_of_several_partitions(
     source: DuckDBTable, store: VectorStore, minilm: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fletcher_core.pipeline._FILL_SECONDS", 60.0)
+    monkeypatch.setattr("fletcher_core.stream._FILL_SECONDS", 60.0)
     reports = materialize_partitions(source, PARTITIONS, embedder=minilm, store=store)
     # 141 rows in windows of 64 or more: fewer than the five partitions that have rows would need, each alone.
     assert len(reports[-1].timeline) in (2, 3)
@@ -112,7 +112,7 @@ def test_a_run_that_ends_early_reports_only_what_is_whole(
 def test_a_store_that_fails_costs_the_partitions_before_it_no_report(
     source: DuckDBTable, store: VectorStore, minilm: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fletcher_core.pipeline._FILL_SECONDS", 60.0)
+    monkeypatch.setattr("fletcher_core.stream._FILL_SECONDS", 60.0)
     commit, seen = PartitionRun.commit, []
 
     def failing(run: PartitionRun, rows: pa.Table) -> None:
@@ -209,8 +209,8 @@ def test_a_budget_keeps_the_earlier_model_until_it_is_replaced(
 def test_few_partitions_are_held_at_a_time_where_nothing_changed(
     source: DuckDBTable, store: VectorStore, minilm: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fletcher_core.pipeline._FILL_SECONDS", 0.0)
-    monkeypatch.setattr("fletcher_core.pipeline._WAITING_WORK", 2)
+    monkeypatch.setattr("fletcher_core.stream._FILL_SECONDS", 0.0)
+    monkeypatch.setattr("fletcher_core.stream._WAITING_WORK", 2)
     opened, held = PartitionRun.opened, []
 
     def counted(*arguments: object) -> PartitionRun:

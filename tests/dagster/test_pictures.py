@@ -9,7 +9,7 @@ from dataclasses import fields
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fletcher_core.pipeline import SLICES
+from fletcher_core.stream import SLICES
 from fletcher_core.telemetry import LENGTH_EDGES, StageSeconds
 from fletcher_dagster.pictures import (
     BAR,
