@@ -11,8 +11,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-_TEMPLATE = {"type": "string", "pattern": r"\{\{.*\}\}"}
-
 
 def told_apart(schema: Mapping[str, Any]) -> dict[str, Any]:
     """`schema` with every `anyOf` that has shapes of mappings or lists in it asked step by step."""
@@ -25,9 +23,11 @@ def told_apart(schema: Mapping[str, Any]) -> dict[str, Any]:
             return node
         node = {key: rewritten(value) for key, value in node.items()}
         options = node.get("anyOf", ())
-        if (words := _words(options)) is not None:
+        template = next((option for option in options if "pattern" in option), None)
+        words = _words([option for option in options if option is not template])
+        if template and words:
             del node["anyOf"]
-            return node | {"if": _TEMPLATE, "else": {"enum": words}}
+            return node | {"if": template, "else": {"enum": words}}
         shapes = [(_sign(option, definitions), option) for option in options]
         if not any(sign for sign, _ in shapes):
             return node
@@ -45,19 +45,16 @@ def told_apart(schema: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _words(options: Sequence[Mapping[str, Any]]) -> list[Any] | None:
-    """All that a value may be but a template, where that is a choice of words."""
-    others = [option for option in options if "{{" not in option.get("pattern", "").replace("\\", "")]
-    if len(others) == len(options) or not any("enum" in option for option in others):
-        return None
+def _words(options: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """All that a value may be, where that is a choice of words; none of them where it is anything else."""
     words: list[Any] = []
-    for option in others:
+    for option in options:
         if option.get("type") == "null":
             words.append(None)
         elif "enum" in option or "const" in option:
             words += option.get("enum", [option.get("const")])
         else:
-            return None
+            return []
     return words
 
 

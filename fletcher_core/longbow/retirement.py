@@ -7,18 +7,15 @@ a restart brings them back. Fletcher's own search never relies on it.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 
-from fletcher_core.errors import LongbowNotFound, StoreError
+from fletcher_core.errors import LongbowNotFound
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.longbow.wire import BLOCK_ROWS
-from fletcher_core.sql import first_line, session
+from fletcher_core.sql import session
 from fletcher_core.store.generation import Generation
 from fletcher_core.store.segments import Segment
-
-_ATTEMPTS = 5  # to read live rows while a compaction replaces files
 
 
 @dataclass
@@ -112,12 +109,10 @@ def _bounds(segments: Sequence[Segment]) -> tuple[npt.NDArray[np.int64], npt.NDA
 
 def live_sequences(generation: Generation) -> npt.NDArray[np.int64]:
     """Sequences of all live rows, sorted. Raises StoreError when a file cannot be read."""
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            with session() as connection:
-                query = f"SELECT sequence FROM ({generation.live_sql()}) ORDER BY sequence"
-                return np.asarray(connection.execute(query).fetchnumpy()["sequence"], dtype=np.int64)
-        except duckdb.IOException as error:  # a file that a compaction has just merged into another
-            if attempt == _ATTEMPTS:
-                raise StoreError(f"a segment file of {generation.name} cannot be read: {first_line(error)}") from error
-    raise AssertionError
+
+    def read() -> npt.NDArray[np.int64]:
+        with session() as connection:
+            query = f"SELECT sequence FROM ({generation.live_sql()}) ORDER BY sequence"
+            return np.asarray(connection.execute(query).fetchnumpy()["sequence"], dtype=np.int64)
+
+    return generation.settled(read)
