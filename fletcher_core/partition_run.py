@@ -7,32 +7,30 @@ store. Out: pieces for the windows that go through the engine, segments in the s
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fletcher_core.batching import WINDOW
 from fletcher_core.changes import Changes, detect_changes
-from fletcher_core.embedder import Embedder
 from fletcher_core.engines.failover import EngineHealth
 from fletcher_core.errors import StoreLockedError
 from fletcher_core.given_up import GivenUp
+from fletcher_core.run_compute import Compute, FinishedPiece
 from fletcher_core.run_settings import MaterializeSettings
 from fletcher_core.sources import Partition, Source
 from fletcher_core.stop import Stop
 from fletcher_core.store import Generation, VectorStore
 from fletcher_core.store.content import Content, content_of
+from fletcher_core.store.planned import WrittenSegment
 from fletcher_core.store.room import check_room
 from fletcher_core.store.rows import delete_rows
-from fletcher_core.telemetry import LENGTH_EDGES, DeliveryCounts, RunReport, SlowRow, StageClock, StageSeconds
-from fletcher_core.text_window import EmbeddedTexts
-from fletcher_core.window import Window, finish_window
+from fletcher_core.tally import Tally
+from fletcher_core.telemetry import DeliveryCounts, RunReport, SlowRow, StageClock, StageSeconds
 
 _LOG = logging.getLogger(__name__)
 
@@ -41,8 +39,6 @@ SEGMENT_BYTES = 20 * 2**20
 _ROW_OVERHEAD = 512
 # Of texts read and tokenized together: a few windows are on their way at a time, however long the texts are.
 WINDOW_BYTES = 32 * 2**20
-# Rows of a report's table of the slowest.
-_SLOWEST = 10
 
 STAGES = tuple(stage.name for stage in fields(StageSeconds))
 """Stages in the order in which a row meets them."""
@@ -50,7 +46,7 @@ STAGES = tuple(stage.name for stage in fields(StageSeconds))
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of a partition that go through the engine in one window, perhaps none; `last` says that no more follow.
+    """Rows of a partition that go through the engine in one window, perhaps none.
 
     `untried` and `known` are rows that are set aside without a trial, as the store and as the quarantine have them.
     """
@@ -59,7 +55,6 @@ class Piece:
     rows: pa.Table
     untried: pa.Table
     known: pa.Table
-    last: bool
 
 
 @dataclass(frozen=True)
@@ -67,7 +62,7 @@ class RunContext:
     """What the partitions of a run share."""
 
     source: Source
-    embedder: Embedder
+    compute: Compute
     store: VectorStore
     generation: Generation
     settings: MaterializeSettings
@@ -79,7 +74,7 @@ class RunContext:
     @property
     def segment_rows(self) -> int:
         """The most rows of a segment."""
-        of_bytes = SEGMENT_BYTES // (4 * self.embedder.dimension + _ROW_OVERHEAD)
+        of_bytes = SEGMENT_BYTES // (4 * self.compute.card.dimension + _ROW_OVERHEAD)
         return max(1, min(self.settings.segment_rows, of_bytes))
 
 
@@ -96,18 +91,13 @@ class PartitionRun:
     remaining: int = 0
     put_off: int = 0
     quarantined: int = 0
-    truncated: int = 0
-    cache_hits: int = 0
-    embedded: int = 0
-    retried: int = 0
-    tokens: int = 0
-    padded_tokens: int = 0
+    tally: Tally = field(default_factory=Tally)
     committed: int = 0
     content: Content = field(default_factory=lambda: Content(0, ""))
     seconds_total: float = 0.0
-    seconds: dict[str, float] = field(default_factory=dict)
-    longest: list[tuple[int, str]] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=lambda: [0] * (len(LENGTH_EDGES) + 1))
+    pieces_out: int = 0
+    pieces_back: int = 0
+    all_out: bool = False
     untried: list[pa.Table] = field(default_factory=list)
     pending: list[pa.Table] = field(default_factory=list)
 
@@ -139,7 +129,7 @@ class PartitionRun:
                     stop=Stop(run.cancelled),
                 )
             opened = cls(run, partition, changes, stack.pop_all())
-            opened.seconds["diff"] = time.perf_counter() - began
+            opened.tally.add_seconds({"diff": time.perf_counter() - began})
         opened._announce()
         return opened
 
@@ -167,7 +157,7 @@ class PartitionRun:
         that it leaves over remain for the next run, but not those that were refused: they stay in the quarantine.
         """
         given_up = GivenUp(
-            self.run.store.quarantine, self.partition.key, self.run.embedder.card, self.run.settings.max_attempts
+            self.run.store.quarantine, self.partition.key, self.run.compute.card, self.run.settings.max_attempts
         )
         held: tuple[pa.Table, pa.Table, pa.Table] | None = None
         none = pa.table({"id": pa.array([], pa.string()), "replaces": pa.array([], pa.int64())})
@@ -181,10 +171,13 @@ class PartitionRun:
                 continue
             tried, untried, known = given_up.part(rows.slice(0, allowed))
             if held is not None:
-                yield Piece(self, *held, last=False)
+                self.pieces_out += 1
+                yield Piece(self, *held)
             held = tried, untried.select(["id", "replaces"]), known
         rows, untried, known = held if held is not None else (none, none, none)
-        yield Piece(self, rows, untried, known, last=True)
+        self.pieces_out += 1
+        self.all_out = True
+        yield Piece(self, rows, untried, known)
 
     def _in_turn(self, room: Callable[[], int], given_up: GivenUp) -> Iterator[tuple[pa.Table, bool]]:
         """The snapshot's rows, and whether they were refused before. With a budget such rows come last: it would be
@@ -206,7 +199,7 @@ class PartitionRun:
         for group in range(file.num_row_groups):
             size = file.metadata.row_group(group)
             of_bytes = max(1, WINDOW_BYTES * size.num_rows // max(size.total_byte_size, 1))
-            for batch in file.iter_batches(min(WINDOW, self.run.segment_rows, of_bytes), row_groups=[group]):
+            for batch in file.iter_batches(min(self.run.segment_rows, of_bytes), row_groups=[group]):
                 first = 0
                 while first < batch.num_rows:
                     piece = batch.slice(first, max(1, room()))
@@ -232,13 +225,24 @@ class PartitionRun:
         began = time.perf_counter()
         with run.clock.measuring("write"):
             run.generation.write_segment(self.partition.key, rows, run.run_id)
-        self._add("write", time.perf_counter() - began)
+        self.tally.add_seconds({"write": time.perf_counter() - began})
         self.committed += rows.num_rows
+        run.notify()
+
+    def adopt(self, segment: WrittenSegment) -> None:
+        """Commits rows that are in a segment's file already."""
+        run, (entry,) = self.run, segment.footer.segments
+        check_room(run.store.root, 0, run.settings.min_free_bytes, "the commit of a segment")
+        began = time.perf_counter()
+        with run.clock.measuring("write"):
+            run.generation.adopt(segment)
+        self.tally.add_seconds({"write": time.perf_counter() - began})
+        self.committed += entry.upserts + entry.deletes
         run.notify()
 
     def refuse(self, rows: pa.Table) -> None:
         """Rows that the engine or the guard refused go to the quarantine."""
-        self._set_aside(rows, self.run.embedder.card.fingerprint)
+        self._set_aside(rows, self.run.compute.card.fingerprint)
 
     def give_up(self, untried: pa.Table, known: pa.Table) -> None:
         """Rows that earlier runs gave up stay in the quarantine."""
@@ -304,44 +308,16 @@ class PartitionRun:
 
     # Counting
 
-    def account(self, window: Window, result: EmbeddedTexts, seconds: Mapping[str, float], share: float) -> pa.Table:
-        """A piece came back from the engine: its rows for the store are pending; returns what was refused.
+    @property
+    def all_back(self) -> bool:
+        """Whether all of its pieces went through the engine."""
+        return self.all_out and self.pieces_back == self.pieces_out
 
-        `window` is the piece's own (`Window.piece`); `seconds` are those of the whole window by stage, and `share`, 0
-        to 1, is how much of them fall to this piece.
-        """
-        began = time.perf_counter()
-        with self.run.clock.measuring("guard"):
-            finished = finish_window(window, result, self.run.embedder, self.run.generation.schema)
-        self._add("guard", time.perf_counter() - began)
-        if finished.rows.num_rows:
-            self.pending.append(finished.rows)
-        # Texts that an earlier piece of the window has too count there.
-        own = window.own
-        self.embedded += len(own)
-        self.cache_hits += window.rows.num_rows - len(own)
-        self.truncated += finished.truncated
-        counts = result.token_counts[own]
-        for place, number in zip(*np.unique(np.searchsorted(LENGTH_EDGES, counts), return_counts=True), strict=True):
-            self.lengths[int(place)] += int(number)
-        self.tokens += round(result.computed_tokens * share)
-        self.padded_tokens += round(result.padded_tokens * share)
-        self.retried += round(result.retried * share)
-        for stage in ("read", "tokenize", "compute"):
-            self._add(stage, seconds[stage] * share)
-        self._note_longest(window, result, own)
-        return finished.refused
-
-    def _note_longest(self, window: Window, result: EmbeddedTexts, own: np.ndarray) -> None:
-        counts = result.token_counts[own]
-        for at in np.argsort(counts)[-_SLOWEST:]:
-            tokens = int(counts[at])
-            row = window.rows["id"][int(window.unique[own[at]])].as_py()
-            self.longest.append((tokens, str(row)))
-        self.longest = sorted(self.longest, reverse=True)[:_SLOWEST]
-
-    def _add(self, stage: str, seconds: float) -> None:
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+    def account(self, piece: FinishedPiece) -> None:
+        """A piece came back from the engine: it counts, and its rows are pending unless they are in a segment."""
+        self.tally += piece.tally
+        if piece.rows is not None and piece.rows.num_rows:
+            self.pending.append(piece.rows)
 
     def report(
         self, delivery: DeliveryCounts, before: EngineHealth, seconds_per_token: float, **whole: object
@@ -351,17 +327,17 @@ class PartitionRun:
         `seconds_per_token` is what computing took in this run: texts of a batch go through together, and the time of
         one of them is its tokens' share.
         """
-        run, changes, engine = self.run, self.changes, self.run.embedder.engine
-        health = run.embedder.health
+        run, changes, tally, engine = self.run, self.changes, self.tally, self.run.compute.engine
+        health = run.compute.health
         report = RunReport(
             run_id=run.run_id,
             partition_key=self.partition.key,
             generation=run.generation.name,
-            card=run.embedder.card,
+            card=run.compute.card,
             engine=engine.name,
             device=engine.device,
             precision=engine.precision,
-            tokenizer=run.embedder.encoder.tokenizer.name,
+            tokenizer=run.compute.tokenizer,
             new=changes.new,
             changed=changes.changed,
             stale=changes.stale,
@@ -372,25 +348,25 @@ class PartitionRun:
             null_ids=changes.null_ids,
             duplicate_ids=changes.duplicate_ids,
             quarantined=self.quarantined,
-            truncated=self.truncated,
-            cache_hits=self.cache_hits,
-            embedded=self.embedded,
-            tokens=self.tokens,
-            padded_tokens=self.padded_tokens,
+            truncated=tally.truncated,
+            cache_hits=tally.cache_hits,
+            embedded=tally.embedded,
+            tokens=tally.tokens,
+            padded_tokens=tally.padded_tokens,
             rows_in_store=self.content.count,
             content_version=self.content.version,
             seconds_total=self.seconds_total,
-            seconds=StageSeconds(**{stage: self.seconds.get(stage, 0.0) for stage in STAGES}),
+            seconds=StageSeconds(**{stage: tally.seconds.get(stage, 0.0) for stage in STAGES}),
             delivery=delivery,
             note=self.note,
-            cache=None if run.embedder.cache is None else run.embedder.cache.statistics(),
-            retried=self.retried,
+            cache=None if run.compute.cache is None else run.compute.cache.statistics(),
+            retried=tally.retried,
             engine_failures=health.failed - before.failed,
             engine_problem=health.last_failure if health.failed > before.failed or health.standing_in else "",
             standby_batches=health.batches - before.batches,
             invalid_text=changes.invalid_text,
-            lengths=tuple(self.lengths),
-            slowest=tuple(SlowRow(row, tokens, tokens * seconds_per_token) for tokens, row in self.longest),
+            lengths=tuple(tally.lengths),
+            slowest=tuple(SlowRow(row, tokens, tokens * seconds_per_token) for tokens, row in tally.longest),
             remaining=self.remaining,
         )
         return replace(report, **whole)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from fletcher_core.errors import ConfigError
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.longbow.sender import Sender, SenderSettings
 from fletcher_core.partition_run import SEGMENT_BYTES, RunContext
+from fletcher_core.run_compute import Compute, LocalCompute
 from fletcher_core.run_settings import MaterializeSettings
 from fletcher_core.sources import Partition, Source, metadata_schema
 from fletcher_core.store import VectorStore
@@ -36,7 +37,7 @@ _RECENT_BYTES = 3 * SEGMENT_BYTES
 def materialize(
     source: Source,
     *,
-    embedder: Embedder,
+    embedder: Embedder | Compute,
     store: VectorStore,
     partition: Partition | None = None,
     longbow: LongbowClient | None = None,
@@ -53,6 +54,7 @@ def materialize(
     the next one does only the rest.
 
     Args:
+        embedder: what computes: an `Embedder` in this process, or `fletcher_core.cluster.RayWorkers` on other machines.
         partition: the slice of the source to bring up to date; None is all of it.
         longbow: where to deliver to; None keeps the vectors in the store only.
         progress: called after each batch, on this thread.
@@ -87,7 +89,7 @@ def materialize_partitions(
     source: Source,
     partitions: Sequence[Partition],
     *,
-    embedder: Embedder,
+    embedder: Embedder | Compute,
     store: VectorStore,
     longbow: LongbowClient | None = None,
     settings: MaterializeSettings | None = None,
@@ -125,11 +127,12 @@ def materialize_partitions(
         raise ConfigError(f"partition {twice[0]!r} is named twice: give each partition once")
     settings = settings or MaterializeSettings()
     run_id = run_id or uuid4().hex
-    generation = store.generation(embedder.card, metadata_schema(source), settings.vector_type)
+    compute = LocalCompute(embedder) if isinstance(embedder, Embedder) else embedder
+    generation = store.generation(compute.card, metadata_schema(source), settings.vector_type)
     label = partitions[0].key if len(partitions) == 1 else f"{partitions[0].key}...{partitions[-1].key}"
     with ExitStack() as stack:
         stack.enter_context(log_ids(run_id=run_id))
-        span = stack.enter_context(run_span(run_id, store.collection, label, embedder))
+        span = stack.enter_context(run_span(run_id, store.collection, label, compute))
         clock = StageClock(also=stack.enter_context(stages_of(span)))
         sender = None
         if longbow is not None:
@@ -138,7 +141,7 @@ def materialize_partitions(
             stack.callback(sender.close)
             sender.start()
         notify = sender.notify if sender is not None else _nobody
-        context = RunContext(source, embedder, store, generation, settings, run_id, clock, cancelled, notify)
+        context = RunContext(source, compute, store, generation, settings, run_id, clock, cancelled, notify)
 
         def done(report: RunReport) -> None:
             if log_figures:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import numpy as np
 import pyarrow as pa
 
 from fletcher_core.batching import WINDOW
@@ -19,16 +18,13 @@ from fletcher_core.engines.failover import EngineHealth
 from fletcher_core.errors import FletcherError, InputError, RunCancelled, StoreError, StoreLockedError
 from fletcher_core.longbow.sender import DeliveryReport, Sender
 from fletcher_core.partition_run import STAGES, WINDOW_BYTES, PartitionRun, Piece, RunContext
+from fletcher_core.run_compute import FinishedPiece, Packed
 from fletcher_core.sources import Partition
 from fletcher_core.stop import Stop
 from fletcher_core.telemetry import DeliveryCounts, Progress, RunReport
 from fletcher_core.telemetry.context import in_this_context
 from fletcher_core.telemetry.stages import observed
-from fletcher_core.text_window import EmbeddedTexts
-from fletcher_core.window import Window, open_window
 
-# The first windows, while nobody knows how fast the engine is.
-_FEW_ROWS = 64
 # Seconds that a window waits for rows of further partitions.
 _FILL_SECONDS = 0.25
 # Partitions of a window, and pieces of work that wait for the writer: each partition that is on its way keeps two files
@@ -37,14 +33,6 @@ _WINDOW_PIECES = 32
 _WAITING_WORK = 32
 # Equal parts of a run of which the report says how busy each stage was: so many bars fit the page of an asset.
 SLICES = 20
-
-
-@dataclass(frozen=True)
-class _Packed:
-    """A window with the pieces that its rows are of, in order."""
-
-    window: Window
-    pieces: list[Piece]
 
 
 @dataclass
@@ -61,13 +49,14 @@ class Stream:
     finished: int = 0
     drawn: int = 0
     drawn_again: int = 0
+    all_opened: bool = False
     tokens: int = 0
     opened: list[PartitionRun] = field(default_factory=list)
     begun: set[str] = field(default_factory=set)
     reports: list[RunReport] = field(default_factory=list)
     failed: list[FletcherError] = field(default_factory=list)
     timeline: list[tuple[float, float]] = field(default_factory=list)
-    accounted: dict[str, float] = field(default_factory=dict)
+    accounted: float = 0.0
     writing: deque[tuple[Future[None], int]] = field(default_factory=deque)
     broken: bool = False
     finishing: deque[tuple[PartitionRun, Future[None]]] = field(default_factory=deque)
@@ -75,17 +64,17 @@ class Stream:
     last_commit: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        self.health = self.context.embedder.health
+        self.health = self.context.compute.health
 
     def run(self) -> list[RunReport]:
         """Everything, from the first change to the end of delivery."""
         stop = Stop(self.context.cancelled)
         with ThreadPoolExecutor(1, thread_name_prefix="fletcher-write") as writer:
-            results = self.context.embedder.stream(self._windows(), stop, self._through, busy=self.context.clock.busy)
+            results = self.context.compute.run(self._windows(), self.context, stop, self._through)
             is_through = False
             try:
-                for packed, result in results:
-                    self._account(packed, result, writer)
+                for packed, finished in results:
+                    self._account(packed, finished, writer)
                     self._report_finished()
                 self._written()
                 is_through = True
@@ -114,8 +103,8 @@ class Stream:
 
     # On the reading thread
 
-    def _windows(self) -> Iterator[tuple[_Packed, pa.ChunkedArray]]:
-        """Windows of the snapshots with the texts to embed, each text once."""
+    def _windows(self) -> Iterator[Packed]:
+        """Windows of the snapshots."""
         pieces: list[Piece] = []
         size, waiting, began = 0, time.perf_counter(), time.perf_counter()
 
@@ -152,21 +141,18 @@ class Stream:
                 except (StoreLockedError, InputError) as error:
                     self.failed.append(error)
                     continue
+                self.opened.append(run)
                 if partition is self.partitions[-1]:
                     database.close()  # its memory is better used for embedding
-                self.opened.append(run)
+                    self.all_opened = True
                 yield run
 
-    def _packed(self, pieces: list[Piece], began: float) -> tuple[_Packed, pa.ChunkedArray]:
+    def _packed(self, pieces: list[Piece], began: float) -> Packed:
         tables = [piece.rows for piece in pieces if piece.rows.num_rows]
-        if tables:
-            window = open_window(pa.concat_tables(tables, promote_options="permissive") if tables[1:] else tables[0])
-            texts = window.rows["text"].take(pa.array(window.unique))
-        else:
-            window = Window(pieces[0].rows, np.empty(0, np.int64), np.empty(0, np.int64))
-            texts = pa.chunked_array([], pa.string())
-        observed(self.context.clock.busy)("read", began, time.perf_counter())
-        return _Packed(window, pieces), texts
+        rows = pa.concat_tables(tables, promote_options="permissive") if tables else None
+        ended = time.perf_counter()
+        observed(self.context.clock.busy)("read", began, ended)
+        return Packed(rows, pieces, ended - began)
 
     def _within_budget(self, rows: int, is_again: bool) -> int:
         """Rows that were refused before get half of it at most: else those of one partition could keep the next ones
@@ -180,9 +166,10 @@ class Stream:
         return rows
 
     def _timely_rows(self) -> int:
-        """Rows of a window that is through within a part of `commit_seconds`, as fast as the run is."""
-        timely = int(self._rate() * self.context.settings.commit_seconds / 4)
-        return min(max(_FEW_ROWS, min(WINDOW, timely)), self.context.segment_rows)
+        """The most rows of the next window."""
+        left = sum(run.to_write for run in self.opened) - self.drawn if self.all_opened else None
+        rows = self.context.compute.window_rows(self._rate(), self.context.settings.commit_seconds, left)
+        return min(rows, self.context.segment_rows)
 
     def _rate(self) -> float:
         """Texts a second through the engine so far."""
@@ -190,7 +177,7 @@ class Stream:
 
     def _first_diff(self) -> float:
         """Seconds before anything could be embedded."""
-        return self.opened[0].seconds["diff"] if self.opened else 0.0
+        return self.opened[0].tally.seconds["diff"] if self.opened else 0.0
 
     # On the caller's thread
 
@@ -204,7 +191,7 @@ class Stream:
             return
         opened = list(self.opened)
         total = sum(run.to_write - run.remaining for run in opened)
-        hits = sum(run.cache_hits for run in opened)
+        hits = sum(run.tally.cache_hits for run in opened)
         self.progress(
             Progress(
                 embedded=min(self.batched + hits, total),
@@ -217,43 +204,39 @@ class Stream:
             )
         )
 
-    def _account(self, packed: _Packed, result: EmbeddedTexts, writer: ThreadPoolExecutor) -> None:
+    def _account(self, packed: Packed, finished: Sequence[FinishedPiece | None], writer: ThreadPoolExecutor) -> None:
         """A window came back from the engine: its rows go to their partitions, and from there to the store."""
-        seconds = self._since_last_window(packed.window)
-        tokens = max(int(result.token_counts.sum()), 1)
-        self.tokens += result.computed_tokens
-        offset, whole = 0, packed.window
-        for piece in packed.pieces:
-            run, rows = piece.run, piece.rows.num_rows
+        elapsed = self._since_last_window(sum(done.tally.embedded for done in finished if done is not None))
+        for piece, done in zip(packed.pieces, finished, strict=True):
+            run = piece.run
             if run.partition.key not in self.begun:
                 self.begun.add(run.partition.key)
                 self._write(writer, run.begin)
-            if rows:
-                window = whole.piece(offset, rows)
-                share = 1.0 if len(packed.pieces) == 1 else int(result.token_counts[window.own].sum()) / tokens
-                refused = run.account(window, result, seconds, share)
-                run.seconds_total += seconds["elapsed"] * share
-                offset += rows
-                if refused.num_rows:
-                    self._write(writer, run.refuse, refused)
+            if done is not None:
+                self.tokens += done.tally.tokens
+                run.account(done)
+                run.seconds_total += elapsed * done.share
+                if done.segment is not None:
+                    self._write(writer, run.adopt, done.segment)
+                if done.refused.num_rows:
+                    self._write(writer, run.refuse, done.refused)
             if piece.known.num_rows:
                 self._write(writer, run.give_up, piece.untried, piece.known)
+            run.pieces_back += 1
             due = time.perf_counter() - self.last_commit >= self.context.settings.commit_seconds
             pending = sum(table.num_rows for table in run.pending)
-            if piece.last or due or pending + WINDOW > self.context.segment_rows:
+            if run.all_back or due or pending + WINDOW > self.context.segment_rows:
                 self._commit(writer, run)
-            if piece.last:
+            if run.all_back:
                 self.finishing.append((run, self._write(writer, run.finish)))
 
-    def _since_last_window(self, window: Window) -> dict[str, float]:
-        """Seconds since the window before came back, by stage, and `elapsed`."""
-        clock = self.context.clock
-        now = {stage: clock.seconds(stage) for stage in STAGES} | {"elapsed": clock.elapsed}
-        since = {name: value - self.accounted.get(name, 0.0) for name, value in now.items()}
-        self.accounted = now
-        if len(window.unique):
+    def _since_last_window(self, texts: int) -> float:
+        """Seconds since the window before came back; `texts` of this one went through the engine."""
+        now = self.context.clock.elapsed
+        since, self.accounted = now - self.accounted, now
+        if texts:
             before = self.timeline[-1][0] if self.timeline else self._first_diff()
-            self.timeline.append((now["elapsed"], len(window.unique) / max(now["elapsed"] - before, 1e-9)))
+            self.timeline.append((now, texts / max(now - before, 1e-9)))
         return since
 
     def _commit(self, writer: ThreadPoolExecutor, run: PartitionRun) -> None:
@@ -307,7 +290,8 @@ class Stream:
                 clock = self.context.clock
                 run.seconds_total = clock.elapsed - sum(report.seconds_total for report in self.reports)
                 delivery = self._delivered()
-                run.seconds["send"] = clock.seconds("send") - sum(report.seconds.send for report in self.reports)
+                send = clock.seconds("send") - sum(report.seconds.send for report in self.reports)
+                run.tally.add_seconds({"send": send})
                 shares = clock.shares(SLICES)
                 whole = {
                     "timeline": tuple(self.timeline),
@@ -315,11 +299,13 @@ class Stream:
                     "seconds_with_delivery": clock.elapsed,
                 }
             else:
-                run.seconds_total = run.seconds_total or run.seconds["diff"]  # of which nothing had to be embedded
+                run.seconds_total = (
+                    run.seconds_total or run.tally.seconds["diff"]
+                )  # of which nothing had to be embedded
                 delivery = self._counted(self.sender.report()) if self.sender is not None else DeliveryCounts()
             seconds_per_token = self.context.clock.seconds("compute") / max(self.tokens, 1)
             report = run.report(delivery, self.health, seconds_per_token, **whole)
-            self.health = self.context.embedder.health
+            self.health = self.context.compute.health
             self.reports.append(report)
             self.done(report)
 

@@ -13,31 +13,23 @@ from typing import BinaryIO, TypeVar
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from fletcher_core.errors import StoreError, StoreLockedError
 from fletcher_core.models.card import ModelCard
 from fletcher_core.setting_values import VectorType
 from fletcher_core.sql import first_line, identifier, literals, session
 from fletcher_core.store.compaction import CompactionReport, compact_partition, newest_small_files
-from fletcher_core.store.durable import committed
+from fletcher_core.store.durable import committed, move_into_place
 from fletcher_core.store.identity import FILE_NAME, Identity, read_identity
 from fletcher_core.store.ledger import LedgerSelect, ledger_select, refresh_ledger
 from fletcher_core.store.locks import FileLock
 from fletcher_core.store.manifest import Manifest
+from fletcher_core.store.planned import PlannedSegment, WrittenSegment, footer_of, write_table
 from fletcher_core.store.recent import RecentSegments
 from fletcher_core.store.recovery import collect_garbage, needs_recovery, recover
 from fletcher_core.store.rows import checked_rows, delete_rows, segment_table
-from fletcher_core.store.schema import DELETE, check_text_name, folder_name
-from fletcher_core.store.segments import (
-    Footer,
-    Segment,
-    SegmentEntry,
-    new_label,
-    parquet_writer,
-    read_labelled,
-    row_group_rows,
-)
+from fletcher_core.store.schema import check_text_name, folder_name
+from fletcher_core.store.segments import Footer, Segment, new_label, read_labelled
 
 _T = TypeVar("_T")
 _ATTEMPTS = 5  # readings while another process compacts
@@ -125,6 +117,39 @@ class Generation:
             segment = self._commit(partition_key, table, label, first, run_id)
         self.recent.put(label, segment.file, table)
         return segment
+
+    def plan_segment(self, partition_key: str, rows: int, run_id: str, folder: Path) -> PlannedSegment:
+        """A segment of at most `rows` rows for another process to write into `folder`, on the store's own disk.
+
+        Raises:
+            StoreError: sequences used up.
+        """
+        first = self.manifest.allocate(rows)
+        label = new_label(first)
+        path = folder / f"{label}.parquet"
+        fingerprint = self.card.fingerprint
+        return PlannedSegment(self.name, partition_key, fingerprint, self.schema, label, first, rows, run_id, path)
+
+    def adopt(self, written: WrittenSegment) -> Segment:
+        """Commits a segment that another process wrote: when this returns it is in the store.
+
+        Raises:
+            StoreError: its file is gone or was not written whole.
+            StoreLockedError: another run has the partition and this object does not hold it through `locked`.
+        """
+        plan = written.plan
+        with self._holding(plan.partition_key, plan.run_id):
+            path = self._folder(plan.partition_key) / f"{plan.label}.parquet"
+            with self._recorded(plan.label, path, written.footer):
+                size = plan.path.stat().st_size if plan.path.exists() else None
+                if size != written.bytes:
+                    found = "gone" if size is None else f"{size} bytes long, not {written.bytes}"
+                    raise StoreError(
+                        f"the segment file {str(plan.path)!r}, which another process wrote, is {found}: all of them "
+                        "must see the store on one file system. Its rows are embedded again on the next run"
+                    )
+                move_into_place(plan.path, path)
+        return self._known(plan.label)
 
     def compact(self, partition_key: str | None = None) -> CompactionReport:
         """Merges each partition's files into one without superseded rows; deletes go too once every target has them.
@@ -331,20 +356,24 @@ class Generation:
     # Inside
 
     def _commit(self, partition_key: str, table: pa.Table, label: str, first: int, run_id: str) -> Segment:
-        deletes = pc.sum(pc.equal(table["op"], DELETE)).as_py()
-        last = first + table.num_rows - 1
-        entry = SegmentEntry(label, table.num_rows - deletes, deletes, first, last, run_id, time.time())
-        footer = Footer(self.name, partition_key, (entry,))
+        footer = footer_of(self.name, partition_key, table, label, first, run_id, time.time())
         path = self._folder(partition_key) / f"{label}.parquet"
+        with self._recorded(label, path, footer), committed(path) as file:
+            write_table(file, table, footer)
+        return self._known(label)
+
+    @contextmanager
+    def _recorded(self, label: str, path: Path, footer: Footer) -> Iterator[None]:
+        """The block makes the file `path`, which is recorded at its end, or is gone when that fails."""
         try:
-            with committed(path) as file, parquet_writer(file, self.schema) as writer:
-                writer.write_table(table, row_group_size=row_group_rows(self.schema))
-                writer.add_key_value_metadata(footer.encode())
+            yield
             self.manifest.add_file(path, footer)
         except BaseException:
             if self.manifest.segment(self.name, label) is None:  # who is told that it failed may write the rows again
                 path.unlink(missing_ok=True)
             raise
+
+    def _known(self, label: str) -> Segment:
         segment = self.manifest.segment(self.name, label)
         assert segment is not None
         return segment

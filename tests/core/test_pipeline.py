@@ -242,7 +242,7 @@ def test_long_texts_are_read_few_at_a_time(
         windows.append(rows.num_rows)
         return open_window(rows)
 
-    monkeypatch.setattr("fletcher_core.stream.open_window", counted)
+    monkeypatch.setattr("fletcher_core.run_compute.open_window", counted)
     monkeypatch.setattr("fletcher_core.partition_run.WINDOW_BYTES", 100_000)
     monkeypatch.setattr("fletcher_core.stream.WINDOW_BYTES", 100_000)
     report = materialize(DuckDBTable(database, "long"), embedder=minilm, store=store)
@@ -550,7 +550,7 @@ def test_a_slow_engine_commits_in_time_all_the_same(
     database: Path, store: VectorStore, minilm: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     execute(database, "CREATE TABLE many AS SELECT i AS id, 'text ' || i AS text FROM range(900) AS n(i)")
-    monkeypatch.setattr("fletcher_core.stream._FEW_ROWS", 32)
+    monkeypatch.setattr("fletcher_core.run_compute._FEW_ROWS", 32)
     settings = MaterializeSettings(commit_seconds=0.01)  # within a quarter of it no engine does more than a few texts
     materialize(DuckDBTable(database, "many"), embedder=minilm, store=store, settings=settings)
     generation = store.current()
