@@ -452,6 +452,10 @@ class Embedder:
                     work.sent()
                     yield batch
 
+        def others_computed(seconds: float) -> None:
+            nonlocal waited
+            waited += seconds
+
         def guarded() -> tuple[Payload, EmbeddedTexts]:
             started = time.perf_counter()
             payload, window = open_windows.popleft()
@@ -462,7 +466,7 @@ class Embedder:
         encoded = prefetch(encode(), ahead) if ahead else encode()
         with work, closing(encoded):
             while not is_over:
-                with closing(batches()) as source, closing(self.compute(source, stop)) as results:
+                with closing(batches()) as source, closing(self.compute(source, stop, others_computed)) as results:
                     started = time.perf_counter()
                     for computed in results:
                         work.answered()
@@ -479,12 +483,15 @@ class Embedder:
                         raise EngineError(f"engine {self.engine.name!r} ended a stream of batches before its last one")
                     yield guarded()
 
-    def compute(self, batches: Iterable[TokenBatch], stop: Stop = NEVER) -> Generator[Computed]:
+    def compute(
+        self, batches: Iterable[TokenBatch], stop: Stop = NEVER, had_turn: Callable[[float], None] | None = None
+    ) -> Generator[Computed]:
         """What the engine makes of `batches`, planned by `engine.batching`, in order.
 
         The embedder's turn is held from the first batch on: who has none keeps nobody waiting, and waits for nobody.
 
         Vectors are not looked at: see `guard`. A text that the engine fails on is named in its batch's result.
+        `had_turn` is told how many seconds other callers had the engine meanwhile.
 
         Raises:
             EngineError: the engine is broken, whatever the text.
@@ -494,7 +501,10 @@ class Embedder:
         first = next(source, None)
         if first is None:
             return
+        asked = time.perf_counter()
         with stop.holding(self._turn):
+            if had_turn is not None:
+                had_turn(time.perf_counter() - asked)
             yield from run_around_failures(self.engine, chain([first], source), self.known_good, stop)
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 
 import duckdb
 import pyarrow as pa
@@ -80,12 +81,15 @@ class RunContext:
 
 @dataclass
 class PartitionRun:
-    """Made by `PartitionRun.opened`. `pieces` is drawn from on the reading thread, what changes the store is called on
+    """Made by `PartitionRun.opened`. `folder` is a workspace on the store's disk, there until the partition is done.
+
+    `pieces` is drawn from on the reading thread, what changes the store is called on
     the writing thread, in the order of the methods here."""
 
     run: RunContext
     partition: Partition
     changes: Changes
+    folder: Path
     held: ExitStack
     note: str = ""
     remaining: int = 0
@@ -128,7 +132,7 @@ class PartitionRun:
                     database=database,
                     stop=Stop(run.cancelled),
                 )
-            opened = cls(run, partition, changes, stack.pop_all())
+            opened = cls(run, partition, changes, folder, stack.pop_all())
             opened.tally.add_seconds({"diff": time.perf_counter() - began})
         opened._announce()
         return opened

@@ -15,6 +15,7 @@ from fletcher_dagster.component import FletcherEmbeddingsComponent
 from fletcher_dagster.io_manager import FletcherIOManager
 from fletcher_dagster.observation import build_observable_source
 from fletcher_dagster.partitions import hash_partitions
+from fletcher_dagster.ray_resource import FletcherRayResource
 from fletcher_dagster.resources import FletcherResource, LongbowResource
 from fletcher_dagster.rest_sensor import build_rest_sensor
 from fletcher_dagster.retries import fletcher_retry_policy
@@ -29,6 +30,7 @@ __all__ = [
     "FletcherChecks",
     "FletcherEmbeddingsComponent",
     "FletcherIOManager",
+    "FletcherRayResource",
     "FletcherResource",
     "FletcherTranslator",
     "FletcherTranslatorData",

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -20,6 +21,7 @@ import dagster as dg
 from fletcher_core.embedder import Embedder
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.pipeline import MaterializeSettings, materialize_partitions
+from fletcher_core.run_compute import Compute
 from fletcher_core.sources import Partition, Source
 from fletcher_core.store import VectorStore
 from fletcher_core.store.quarantine import ROW_SCHEMA
@@ -45,10 +47,12 @@ AssetEvent = dg.MaterializeResult[Any] | dg.AssetCheckResult
 
 def run_assets(context: dg.AssetExecutionContext, fletcher: FletcherResource) -> Iterator[AssetEvent]:
     """Materializes the selected assets one after another; assets of which only checks are selected are checked."""
-    with traced_run():
+    with traced_run(), ExitStack() as stack:
+        # Loaded, or its workers started, once for all assets, and only where there is something to embed.
+        compute = cache(lambda: stack.enter_context(fletcher.computing()))
         for key, spec in context.assets_def.specs_by_key.items():
             if key in context.selected_asset_keys:
-                yield from _materialize_asset(context, fletcher, spec)
+                yield from _materialize_asset(context, fletcher, spec, compute)
             elif any(check.asset_key == key for check in context.selected_asset_check_keys):
                 yield from check_asset(context, fletcher, spec)
 
@@ -65,7 +69,10 @@ class _Outcome:
 
 
 def _materialize_asset(
-    context: dg.AssetExecutionContext, fletcher: FletcherResource, spec: dg.AssetSpec
+    context: dg.AssetExecutionContext,
+    fletcher: FletcherResource,
+    spec: dg.AssetSpec,
+    compute: Callable[[], Embedder | Compute],
 ) -> Iterator[AssetEvent]:
     name = spec.key.to_user_string()
     with reported_in_words(context, f"embedding {name}") as far, ExitStack() as stack:
@@ -73,7 +80,7 @@ def _materialize_asset(
         stack.enter_context(Pusher(fletcher.metrics, job="fletcher", grouping={"asset": name}))
         source = declared_source(spec)
         slices = slices_of(context, spec, source)
-        embedder = fletcher.embedder()
+        embedder = compute()
         longbow = fletcher.longbow_client()
         if longbow is not None:
             stack.enter_context(longbow)
@@ -94,7 +101,7 @@ class _AssetRun:
     context: dg.AssetExecutionContext
     key: dg.AssetKey
     source: Source
-    embedder: Embedder
+    embedder: Embedder | Compute
     store: VectorStore
     longbow: LongbowClient | None
     settings: MaterializeSettings

@@ -1,4 +1,4 @@
-"""The two resources: `FletcherResource` embeds and keeps vectors, `LongbowResource` says where Longbow is.
+"""`FletcherResource` embeds and keeps vectors, `LongbowResource` says where Longbow is.
 
 In come settings (from Python, YAML or environment variables), out go a loaded embedder, an asset's vector store,
 the events of a run and search hits. Heavy modules are imported on first use, so that code locations load fast.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,13 @@ from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from fletcher_core.errors import ConfigError, StoreError
 from fletcher_dagster.declaration import collection_name
+from fletcher_dagster.ray_resource import FletcherRayResource
 from fletcher_dagster.setting_checks import CREDENTIALS, check_delivery, check_embedding, known_now, shown_by_dagster
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from fletcher_core.cluster import RayWorkers
     from fletcher_core.embedder import Embedder
     from fletcher_core.longbow.client import LongbowClient
     from fletcher_core.pipeline import MaterializeSettings
@@ -137,8 +140,11 @@ class FletcherResource(dg.ConfigurableResource[Any]):
         description="A folder, an installed model package, or a Hugging Face id.",
     )
     engine: str = Field(
-        default="auto", description="auto (the GPU where there is one), mlx, cpu, or of the CPU's native or openvino."
+        default="auto",
+        description="auto (the GPU where there is one), mlx, cpu, or of the CPU's native or openvino; ray: the "
+        "machines of a Ray cluster.",
     )
+    ray: FletcherRayResource | None = Field(default=None, description="The cluster of engine ray; None: its defaults.")
     isolation: str = Field(
         default="auto",
         description="process: the engine runs in a watched process, and another stands in when it fails; none; "
@@ -208,13 +214,36 @@ class FletcherResource(dg.ConfigurableResource[Any]):
         return run_assets(context, self)
 
     def embedder(self) -> Embedder:
-        """The embedder with these settings: loaded once a process, then shared by all assets and runs in it.
+        """The embedder with these settings: loaded once a process, then shared by all assets and runs in it. With
+        engine ray, the one of this process, for what needs no cluster, such as queries.
 
         Raises:
             ModelError, ConfigError, EngineError: see `fletcher_core.embedder.Embedder.load`.
         """
+        settings = self._embedder_settings()
+        if self.engine == "ray":
+            settings["engine"] = (self.ray or FletcherRayResource()).worker_engine
         with _LOADING:
-            return _embedder(tuple((name, getattr(self, name)) for name in _EMBEDDER_SETTINGS))
+            return _embedder(tuple(settings.items()))
+
+    @contextmanager
+    def computing(self) -> Iterator[Embedder | RayWorkers]:
+        """What embeds the assets of a run, for the length of a `with` block.
+
+        Raises:
+            ModelError, ConfigError, EngineError: see `fletcher_core.embedder.Embedder.load`, and
+                `fletcher_core.cluster.RayWorkers` with engine ray.
+        """
+        if self.engine != "ray":
+            yield self.embedder()
+            return
+        settings = self._embedder_settings()
+        del settings["cache_bytes"]
+        with (self.ray or FletcherRayResource()).ray_workers(settings, self.metrics) as workers:
+            yield workers
+
+    def _embedder_settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _EMBEDDER_SETTINGS}
 
     def store(self, asset_key: dg.AssetKey | str) -> VectorStore:
         """The vector store of an asset, opened; close it, or use it as a context manager.

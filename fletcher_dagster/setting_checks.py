@@ -6,7 +6,7 @@ gives is not known before the run: a resource is made anew there from the values
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 
@@ -27,8 +27,12 @@ from fletcher_core.setting_values import (
     check_whole,
 )
 
+AssetEngine = Literal["auto", "mlx", "cpu", "native", "openvino", "ray"]
+"""What computes an asset's vectors: an engine of the run's own machine, or those of a Ray cluster."""
+
 CHOICES: Mapping[str, Any] = {
-    "engine": EngineChoice,
+    "engine": AssetEngine,
+    "worker_engine": EngineChoice,
     "precision": Precision,
     "isolation": Isolation,
     "long_text": LongText,
@@ -77,7 +81,7 @@ def check_embedding(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> N
     known = {name: value for name, value in values.items() if known_now(value)}
     for name in CHOICES.keys() & known.keys():
         check_choice(name, known[name], CHOICES[name])
-    check_engine(known.get("engine", "auto"), known.get("precision", "auto"))
+    check_engine(_engine(values), known.get("precision", "auto"))
     for name in _COUNTS:
         if known.get(name) is not None:
             check_whole(name, known[name], 1)
@@ -97,6 +101,16 @@ def check_embedding(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> N
         from fletcher_core.sql import connect
 
         connect(memory_limit=known["memory_limit"]).close()
+
+
+def _engine(values: Mapping[str, Any]) -> str:
+    """Which engine computes in the end, as far as it is known now."""
+    engine, ray = values.get("engine", "auto"), values.get("ray")
+    if ray is not None and known_now(engine) and engine != "ray":
+        raise ConfigError(f"ray is set, but engine is {engine!r}: set engine='ray', or leave ray out")
+    if engine == "ray":
+        engine = "auto" if ray is None else ray.worker_engine
+    return str(engine) if known_now(engine) else "auto"
 
 
 def check_delivery(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

@@ -23,11 +23,13 @@ from fletcher_core.sources import DuckDBTable, ParquetTable, Source
 from fletcher_dagster.check_settings import FletcherChecks
 from fletcher_dagster.derived_models import Template, call_model, call_settings, resource_model
 from fletcher_dagster.partitions import hash_partitions
+from fletcher_dagster.ray_resource import FletcherRayResource
 from fletcher_dagster.resources import FletcherResource, LongbowResource
 from fletcher_dagster.retries import fletcher_retry_policy
 
 LongbowModel = resource_model(LongbowResource)
-FletcherModel = resource_model(FletcherResource, longbow=LongbowModel | None)
+RayModel = resource_model(FletcherRayResource)
+FletcherModel = resource_model(FletcherResource, longbow=LongbowModel | None, ray=RayModel | None)
 ChecksModel = call_model(FletcherChecks)
 RetryPolicyModel = call_model(fletcher_retry_policy)
 
@@ -114,10 +116,11 @@ def resolve_source(context: dg.ResolutionContext, model: DuckDBTableModel | Parq
 
 def resolve_fletcher(context: dg.ResolutionContext, model: dg.Model) -> FletcherResource:
     settings = given_settings(context, model)
-    longbow = settings.pop("longbow", None)
+    longbow, ray = settings.pop("longbow", None), settings.pop("ray", None)
     return FletcherResource(
         **{**settings, "store_path": _from_root(context, settings["store_path"])},
         longbow=None if longbow is None else LongbowResource(**longbow),
+        ray=None if ray is None else FletcherRayResource(**ray),
     )
 
 
