@@ -47,6 +47,7 @@ class Stream:
     done: Callable[[RunReport], None]
     batched: int = 0
     finished: int = 0
+    ended: int = 0
     drawn: int = 0
     drawn_again: int = 0
     all_opened: bool = False
@@ -227,8 +228,11 @@ class Stream:
             pending = sum(table.num_rows for table in run.pending)
             if run.all_back or due or pending + WINDOW > self.context.segment_rows:
                 self._commit(writer, run)
-            if run.all_back:
-                self.finishing.append((run, self._write(writer, run.finish)))
+        # In the order of the partitions, whichever came back first.
+        opened = list(self.opened)
+        while self.ended < len(opened) and opened[self.ended].all_back:
+            self.finishing.append((opened[self.ended], self._write(writer, opened[self.ended].finish)))
+            self.ended += 1
 
     def _since_last_window(self, texts: int) -> float:
         """Seconds since the window before came back; `texts` of this one went through the engine."""

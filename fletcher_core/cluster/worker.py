@@ -69,6 +69,11 @@ class Worker:
         """The shards of a run stop, those at work within about a batch's time."""
         self._cancelled.setdefault(run_id, threading.Event()).set()
 
+    def close(self) -> None:
+        """Sends the last metrics and spans."""
+        self._held.close()
+        flush_traces()
+
     def embed(self, shard: Shard, rows: pa.Table) -> ShardResult:
         """Computes the vectors of `rows` and writes them to the segments that were planned for them.
 
@@ -90,7 +95,6 @@ class Worker:
             stages_of() as traced,
         ):
             pieces = self._embedded(shard, rows, stop, spans.also(traced), spans)
-        flush_traces(0.0)
         return ShardResult(tuple(pieces), spans.before_now(), self._embedder.health)
 
     def _embedded(self, shard: Shard, rows: pa.Table, stop: Stop, busy: Busy, spans: "_Spans") -> list[FinishedPiece]:

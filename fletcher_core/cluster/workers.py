@@ -38,6 +38,8 @@ _FEWEST_ROWS = 256
 # Workers that may be lost over one shard, until it is held to be the reason.
 _ATTEMPTS = 4
 _LOOK_SECONDS = 0.1
+# For a worker to send its last metrics and spans.
+_CLOSE_SECONDS = 5.0
 _SAID_AFTER_SECONDS = 5.0
 # What the workers get to know of our environment: where traces and metrics go.
 _TELEMETRY = ("OTEL_",)
@@ -178,6 +180,8 @@ class RayWorkers:
         ray = _ray()
         members, self._members = self._members, []
         if ray.is_initialized():
+            if closing := [member.actor.close.remote() for member in members if member.facts is not None]:
+                ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
             for member in members:
                 ray.kill(member.actor)
             if self._is_ours:
@@ -204,7 +208,7 @@ class RayWorkers:
         self._options = self._actor_options()
         for _ in range(self._asked):
             self._ask()
-        self._await_first()
+        self.wait_for(1)
 
     def _shares(self) -> tuple[int, float, int]:
         """CPUs and GPUs of a worker, and how many workers."""
@@ -246,18 +250,25 @@ class RayWorkers:
         actor = _ray().remote(**self._options)(Worker).remote(number, embedder, self._metrics)
         self._members.append(_Member(number, actor, actor.load.remote()))
 
-    def _await_first(self) -> None:
+    def wait_for(self, workers: int) -> None:
+        """Waits until so many workers have loaded their model; a run needs one, and takes the others as they come.
+
+        Raises:
+            ConfigError: they did not come in `start_timeout` seconds.
+            ModelError, EngineError: what the first worker's `Embedder.load` raised.
+        """
         began, is_said = time.monotonic(), False
-        while self._facts is None:
+        while (there := sum(member.facts is not None for member in self._members)) < workers:
             self._hear(self._loading(), deque())
+            self._replace_lost()
             waited = time.monotonic() - began
             if waited > _SAID_AFTER_SECONDS and not is_said:
                 is_said = True
-                _LOG.info("waiting for the first of %d Ray workers: %s", self._asked, self._wanted())
+                _LOG.info("waiting for Ray workers, %d of %d are there: %s", there, workers, self._wanted())
             if waited > self.settings.start_timeout:
                 raise ConfigError(
-                    f"no Ray worker came in {waited:.0f} s: {self._wanted()}. Ask for less with cpus and gpus, free "
-                    "the cluster, or add machines to it"
+                    f"{there} of {workers} Ray workers came in {waited:.0f} s: {self._wanted()}. Ask for less with "
+                    "cpus and gpus, free the cluster, or add machines to it"
                 )
 
     def _wanted(self) -> str:

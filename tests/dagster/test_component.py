@@ -21,6 +21,7 @@ from fletcher_core.pipeline import MaterializeSettings
 from fletcher_dagster import (
     DuckDBTable,
     FletcherEmbeddingsComponent,
+    FletcherRayResource,
     FletcherResource,
     FletcherTranslatorData,
     LongbowResource,
@@ -226,7 +227,7 @@ def test_the_schema_describes_every_field() -> None:
     ours |= {name: schema["$defs"][name] for name in ("DuckDBTableModel", "ParquetTableModel")}
     automation = ("ScheduleModel", "CatchUpModel", "ParquetSensorModel", "WatermarkSensorModel", "RestSensorModel")
     ours |= {name: schema["$defs"][name] for name in automation}
-    assert len(ours) == 12
+    assert len(ours) == 13
     for name, part in {"attributes": schema, **ours}.items():
         unexplained = [field for field, about in part["properties"].items() if not about.get("description")]
         assert unexplained == [], name
@@ -239,7 +240,8 @@ def test_every_setting_that_is_one_of_a_few_words_is_known_as_such() -> None:
     settings = MaterializeSettings.__annotations__ | Embedder.load.__annotations__ | LongbowSettings.__annotations__
     words = {name: kind for name, kind in settings.items() if "Literal" in str(kind)}
     fields = {**FletcherResource.model_fields, **LongbowResource.model_fields}
-    assert {name for name in words if name in fields} == set(CHOICES)
+    assert {name for name in words if name in fields} == set(CHOICES) - {"worker_engine"}
+    assert "worker_engine" in FletcherRayResource.model_fields
     for name in CHOICES:
         assert fields[name].default in (*get_args(CHOICES[name]), None)
 

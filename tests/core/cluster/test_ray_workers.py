@@ -5,20 +5,22 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
-import pyarrow as pa
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client.parser import text_string_to_metric_families
 
 from fletcher_core import Embedder
 from fletcher_core.cluster import RaySettings, RayWorkers
 from fletcher_core.errors import ConfigError, ModelError, RunCancelled
-from fletcher_core.pipeline import MaterializeSettings, materialize, materialize_partitions
+from fletcher_core.pipeline import materialize, materialize_partitions
 from fletcher_core.sources import DuckDBTable, Partition
 from fletcher_core.store import VectorStore
 from fletcher_core.telemetry import Progress
@@ -56,7 +58,7 @@ def local() -> Embedder:
 
 
 def settings(nodes: Any, **others: Any) -> RaySettings:
-    return RaySettings(address=nodes.address, **others)
+    return RaySettings(**{"address": nodes.address, "start_timeout": 60, **others})
 
 
 def content(store: VectorStore) -> tuple[dict[tuple[str, str], bytes], list[tuple[Any, ...]]]:
@@ -129,13 +131,12 @@ def test_a_node_that_is_killed_costs_only_what_was_out_with_it(
     killed: list[int] = []
 
     def kill(progress: Progress) -> None:
-        if not killed and progress.embedded > 100 and sum(m.facts is not None for m in workers._members) == 2:
+        if not killed and progress.embedded > 100:
             killed.append(progress.embedded)
             nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
 
     with RayWorkers(settings(nodes, workers=2), **MODEL) as workers:
-        while sum(member.facts is not None for member in workers._members) < 2:
-            workers._hear(workers._loading(), again=[])  # type: ignore[arg-type]
+        workers.wait_for(2)
         report = materialize(source, embedder=workers, store=store, progress=kill)
         assert killed
         assert content(store) == expected
@@ -145,9 +146,10 @@ def test_a_node_that_is_killed_costs_only_what_was_out_with_it(
         nodes.add_node(num_cpus=1, object_store_memory=100 << 20)
         with duckdb.connect(str(source.database)) as connection:
             connection.execute("UPDATE notes SET text = concat('once more ', id)")
-        while workers.health.taken_back == 0:  # another has come in its place
-            workers._hear(workers._loading(), again=[])  # type: ignore[arg-type]
-        assert materialize(source, embedder=workers, store=store).quarantined == 1
+        workers.wait_for(2)
+        assert workers.health.taken_back == 1, "another has come in its place"
+        report = materialize(source, embedder=workers, store=store)
+        assert (report.changed + report.new, report.remaining) == (report.rows_in_store, 0)
 
 
 def test_a_run_that_is_cancelled_keeps_what_it_has_and_the_workers_go_on(
@@ -223,3 +225,51 @@ def test_what_cannot_work_is_said_in_words(nodes: Any, tmp_path: Path) -> None:
         RaySettings(gpus=1.5)
     with pytest.raises(ConfigError, match="workers is 0"):
         RaySettings(workers=0)
+
+
+class Receiver(ThreadingHTTPServer):
+    """Keeps what is sent to it, by path."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.got: list[tuple[str, bytes]] = []
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+        self.address = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self) -> None:
+        self.server.got.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing on standard error."""
+
+
+def test_metrics_and_traces_come_from_the_workers_too(
+    nodes: Any,
+    source: DuckDBTable,
+    store: VectorStore,
+    spans: InMemorySpanExporter,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    receiver = Receiver()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"{receiver.address}/v1/traces")
+    with RayWorkers(settings(nodes, workers=1), metrics=receiver.address, **MODEL) as workers:
+        report = materialize(source, embedder=workers, store=store)
+    receiver.shutdown()
+    (run,) = [span for span in spans.get_finished_spans() if span.name == "materialize"]
+    sent = [ExportTraceServiceRequest.FromString(body) for path, body in receiver.got if path == "/v1/traces"]
+    found = [span for one in sent for part in one.resource_spans for scope in part.scope_spans for span in scope.spans]
+    assert {int.from_bytes(span.trace_id, "big") for span in found} == {run.context.trace_id}
+    assert {"shard", "tokenize", "compute", "guard", "write"} <= {span.name for span in found}
+    (path, body) = next(got for got in receiver.got[::-1] if got[0].startswith("/metrics"))
+    assert path == "/metrics/job/fletcher/worker/0"
+    families = {family.name: family for family in text_string_to_metric_families(body.decode())}
+    computed = sum(sample.value for sample in families["fletcher_vectors"].samples if sample.name.endswith("_total"))
+    assert computed >= report.embedded
