@@ -26,7 +26,7 @@ from fletcher_core.guard import Guard, sound_vectors
 from fletcher_core.models import ModelCard, ModelPackage, resolve_model
 from fletcher_core.models.fingerprint import fingerprint
 from fletcher_core.prefetch import prefetch
-from fletcher_core.setting_values import EngineChoice, Isolation, LongText, Precision, check_whole
+from fletcher_core.setting_values import Devices, EngineChoice, Isolation, LongText, Precision, check_whole
 from fletcher_core.stop import NEVER, Stop
 from fletcher_core.telemetry.busy_seconds import EngineWork
 from fletcher_core.telemetry.metrics import DEVICE_BUSY
@@ -93,6 +93,7 @@ class Embedder:
         threads: int | None = None,
         batch_invariant: bool = False,
         isolation: Isolation = "auto",
+        devices: Devices = None,
         cache: VectorCache | None = None,
         layer_sample: int = 0,
         niceness: int = 0,
@@ -122,6 +123,9 @@ class Embedder:
                 cost of computing partly filled batches in full. The CPU engine always does.
             isolation: "process" runs the engine in a process of its own, watched, with another engine that takes over
                 when it fails, hangs or dies; "none" runs it in this one; "auto" isolates a GPU's engine.
+            devices: GPUs to use, each by an engine in a process of its own: how many, or a list of their numbers,
+                counted from 0 among those that CUDA sees. None takes all. On a CPU, and only with an `engine` of the
+                CPU, a number of processes that share the threads.
             cache: keeps vectors of texts and queries; those that it has are neither tokenized nor computed again.
             layer_sample: measure how long each layer takes of one batch in so many, for the metric
                 `fletcher_layer_duration_seconds`; 0 of none. A GPU computes such a batch alone and step by step.
@@ -163,7 +167,7 @@ class Embedder:
             layer_sample=layer_sample,
             niceness=niceness,
         )
-        loaded = start_engine(spec, isolation)
+        loaded = start_engine(spec, isolation, devices)
         identity = fingerprint(
             package,
             normalize=normalize,

@@ -366,7 +366,7 @@ class PartitionRun:
             cache=None if run.compute.cache is None else run.compute.cache.statistics(),
             retried=tally.retried,
             engine_failures=health.failed - before.failed,
-            engine_problem=health.last_failure if health.failed > before.failed or health.standing_in else "",
+            engine_problem=health.last_failure if health.failed > before.failed or health.is_impaired else "",
             standby_batches=health.batches - before.batches,
             invalid_text=changes.invalid_text,
             lengths=tuple(tally.lengths),

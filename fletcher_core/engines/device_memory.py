@@ -8,6 +8,7 @@ from typing import TypeVar
 from fletcher_core.engines.engine import Engine
 from fletcher_core.engines.failover import FailoverEngine
 from fletcher_core.engines.isolated import IsolatedEngine
+from fletcher_core.engines.pool import EnginePool
 from fletcher_core.telemetry.metrics import DEVICE_MEMORY
 
 AnyEngine = TypeVar("AnyEngine", bound=Engine)
@@ -26,9 +27,13 @@ def _figures() -> dict[str, int]:
     processes: dict[int, dict[str, int]] = {}
     for engine in list(_watched):
         in_use = engine.in_use if isinstance(engine, FailoverEngine) else engine
-        process = in_use.pid if isinstance(in_use, IsolatedEngine) else os.getpid()
-        if process is not None:
-            processes.setdefault(process, {}).update(engine.device_memory())
+        parts = [in_use]
+        if isinstance(in_use, EnginePool):
+            parts = [member.engine for member in in_use.members if member.is_in]
+        for part in parts:
+            process = part.pid if isinstance(part, IsolatedEngine) else os.getpid()
+            if process is not None:
+                processes.setdefault(process, {}).update(part.device_memory())
     total: Counter[str] = Counter()
     for kinds in processes.values():
         total.update(kinds)

@@ -6,14 +6,11 @@ batch, it is left alone and started anew in the background, after intervals that
 """
 
 import logging
-import random
 import threading
-import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,11 +19,15 @@ import numpy.typing as npt
 from fletcher_core.batching import Batching
 from fletcher_core.engines.engine import Engine
 from fletcher_core.engines.isolated import EngineLost, IsolatedEngine
-from fletcher_core.engines.unanswered import Unanswered
+from fletcher_core.engines.pool import EnginePool
+from fletcher_core.engines.recovery import EngineHealth, ProbeIntervals, Recovery
+from fletcher_core.engines.unanswered import BatchRefused, Unanswered
 from fletcher_core.errors import EngineError, FletcherError
 from fletcher_core.stop import NEVER, Stop
 from fletcher_core.telemetry.metrics import FAILOVERS
 from fletcher_core.tokens import Int64, TokenBatch
+
+__all__ = ["EngineHealth", "FailoverEngine", "ProbeIntervals"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -41,27 +42,6 @@ class _Distrusted(EngineLost):
     """Whoever looked at the vectors found wrong ones."""
 
 
-@dataclass(frozen=True)
-class ProbeIntervals:
-    """Seconds from a failure to the next start of the failed engine: `first`, doubled with each failure up to
-    `longest`, shortened at random by up to a quarter. An engine that was well for as long begins anew."""
-
-    first: float = 5.0
-    longest: float = 600.0
-
-
-@dataclass(frozen=True)
-class EngineHealth:
-    """What became of the first engine so far: how often it `failed` a stream of batches and was `taken_back`; the
-    `batches` that the second computed in its place; whether it is `standing_in` now; why, in `last_failure`."""
-
-    failed: int = 0
-    taken_back: int = 0
-    batches: int = 0
-    standing_in: bool = False
-    last_failure: str = ""
-
-
 class FailoverEngine:
     """See `Engine`: `name`, `device` and `precision` are the first engine's.
 
@@ -73,12 +53,12 @@ class FailoverEngine:
 
     def __init__(
         self,
-        primary: IsolatedEngine,
+        primary: IsolatedEngine | EnginePool,
         load_standby: Callable[[], Engine],
         intervals: ProbeIntervals | None = None,
     ) -> None:
         self.primary = primary
-        self.health = EngineHealth()
+        self._health = EngineHealth()
         self.name = primary.name
         self.device = primary.device
         self.precision = primary.precision
@@ -86,15 +66,28 @@ class FailoverEngine:
         self.ahead = primary.ahead
         self._load_standby = load_standby
         self._standby: Engine | None = None
-        self._intervals = intervals or ProbeIntervals()
-        self._interval = self._intervals.first
+        self._recovery = Recovery(intervals or ProbeIntervals())
         self._refusals = 0
         self._distrusted = ""
         self._changes: deque[Cause] = deque()  # from one engine to the other, not counted yet
-        self._well_since = time.monotonic()
         self._noting = threading.Lock()
-        self._closing = threading.Event()
-        weakref.finalize(self, self._closing.set)
+
+    @property
+    def health(self) -> EngineHealth:
+        """What became of the first engine so far; where that is one on several devices, of each of them."""
+        own = self._health
+        if not isinstance(self.primary, EnginePool):
+            return own
+        devices = self.primary.health
+        said = own.last_failure if own.standing_in else devices.last_failure or own.last_failure
+        return replace(
+            devices,
+            failed=own.failed + devices.failed,
+            taken_back=own.taken_back + devices.taken_back,
+            batches=own.batches,
+            standing_in=own.standing_in,
+            last_failure=said,
+        )
 
     @property
     def batching(self) -> Batching:
@@ -105,7 +98,7 @@ class FailoverEngine:
     def in_use(self) -> Engine:
         """The engine that will compute, once it is loaded."""
         standby = self._standby
-        return self.primary if standby is None or not self.health.standing_in else standby
+        return self.primary if standby is None or not self._health.standing_in else standby
 
     def device_memory(self) -> dict[str, int]:
         """See `Engine.device_memory`: of the engine in use."""
@@ -119,7 +112,7 @@ class FailoverEngine:
         """
         source = Unanswered(batches)
         while True:
-            if self.health.standing_in:
+            if self._health.standing_in:
                 done = yield from self._standing_in(source, stop)
                 if done:
                     return
@@ -139,20 +132,20 @@ class FailoverEngine:
                 yield from self._with_standby(source.take(), stop)
             except EngineError as error:
                 source.check()
-                yield from self._with_standby(source.take(), stop)
+                yield from self._with_standby(source.take(1 if isinstance(error, BatchRefused) else None), stop)
                 # Had the other one refused them too, it would have been the batches' fault.
                 self._refused(error)
 
     def distrust(self, reason: str) -> None:
         """Whoever looked at the vectors says that the first engine computes wrong ones: it is started anew."""
-        if not self.health.standing_in:  # else they may be of the other engine, or known to be of a lost one
+        if not self._health.standing_in:  # else they may be of the other engine, or known to be of a lost one
             self._distrusted = reason
 
     def close(self) -> None:
         """End the engines' processes, and the attempts to start one."""
-        self._closing.set()
+        self._recovery.close()
         for engine in (self.primary, self._standby):
-            if isinstance(engine, IsolatedEngine):
+            if isinstance(engine, IsolatedEngine | EnginePool):
                 engine.close()
 
     def _refused(self, error: EngineError) -> None:
@@ -160,7 +153,7 @@ class FailoverEngine:
         if self._refusals >= _REFUSALS:
             self._primary_failed(error, "refused")
         else:
-            self._note(failed=self.health.failed + 1, last_failure=str(error))
+            self._note(failed=self._health.failed + 1, last_failure=str(error))
             _LOG.warning("engine %s failed, another computed these batches: %s", self.name, error)
 
     def _see_to_distrust(self) -> None:
@@ -176,7 +169,7 @@ class FailoverEngine:
             nonlocal over
             for batch in source.batches():
                 yield batch
-                if not self.health.standing_in:
+                if not self._health.standing_in:
                     over = False
                     return
 
@@ -206,7 +199,7 @@ class FailoverEngine:
                 together[np.concatenate(plan)] = np.concatenate(finished)
                 cut.popleft()
                 finished = []
-                self._note(batches=self.health.batches + 1)
+                self._note(batches=self._health.batches + 1)
                 yield together
 
     def _ready_standby(self) -> Engine:
@@ -230,48 +223,33 @@ class FailoverEngine:
                 FAILOVERS.labels(*(reversed(names) if cause == "recovered" else names), cause).inc()
 
     def _primary_failed(self, error: EngineError, cause: Cause) -> None:
-        if time.monotonic() - self._well_since > self._interval:
-            self._interval = self._intervals.first
         self._refusals, self._distrusted = 0, ""
         self.primary.close()
         self._count_changes(cause)
-        self._note(failed=self.health.failed + 1, standing_in=True, last_failure=str(error))
-        wait = self._next_wait()
+        self._note(failed=self._health.failed + 1, standing_in=True, last_failure=str(error))
+        wait = self._recovery.failed()
         _LOG.warning("engine %s is replaced by another for now, and tried again in %.0f s: %s", self.name, wait, error)
-        # Not held by the thread: an engine that nobody has any more is not tried again.
-        probing = (weakref.ref(self), self._closing, wait)
-        threading.Thread(target=_probe, args=probing, name="fletcher-probe", daemon=True).start()
-
-    def _next_wait(self) -> float:
-        wait = self._interval * random.uniform(0.75, 1.0)
-        self._interval = min(2 * self._interval, self._intervals.longest)
-        return wait
+        self._recovery.begin(self._try_again, wait)
 
     def _try_again(self) -> float | None:
         """Start the first engine anew; seconds until the next attempt, None when it computes what it should."""
         try:
             self.primary.restart()
         except FletcherError as error:
-            wait = self._next_wait()
+            wait = self._recovery.next_wait()
             self._note(last_failure=str(error))
             _LOG.warning("engine %s is not well yet, it is tried again in %.0f s: %s", self.name, wait, error)
             return wait
-        if self._closing.is_set():
+        if self._recovery.is_closed:
             self.primary.close()
             return None
-        self._well_since, self._distrusted = time.monotonic(), ""
+        self._recovery.well()
+        self._distrusted = ""
         self._count_changes("recovered")
-        self._note(taken_back=self.health.taken_back + 1, standing_in=False)
+        self._note(taken_back=self._health.taken_back + 1, standing_in=False)
         _LOG.info("engine %s is well again", self.name)
         return None
 
     def _note(self, **changes: Any) -> None:
         with self._noting:
-            self.health = replace(self.health, **changes)
-
-
-def _probe(failover: "weakref.ref[FailoverEngine]", closing: threading.Event, wait: float | None) -> None:
-    while wait is not None and not closing.wait(wait):
-        engine = failover()
-        wait = None if engine is None else engine._try_again()
-        del engine
+            self._health = replace(self._health, **changes)

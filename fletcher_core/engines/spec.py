@@ -21,6 +21,7 @@ class EngineSpec:
         choice: which engine; see `load_engine`.
         precision, normalize, dimension, threads, batch_invariant, layer_sample, niceness: as `Embedder.load` takes
             them.
+        device: the GPU that the engine's process is to see, as `CUDA_VISIBLE_DEVICES` names it; "" all that there are.
         loader: `module:function` that makes the engine, called as `load_engine` is.
     """
 
@@ -34,6 +35,7 @@ class EngineSpec:
     batch_invariant: bool = False
     layer_sample: int = 0
     niceness: int = 0
+    device: str = ""
     loader: str = _LOADER
 
     def load(self) -> Engine:

@@ -9,13 +9,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from fletcher_core.engines.cores import available_cores
 from fletcher_core.engines.device_memory import watched
+from fletcher_core.engines.devices import chosen_gpus
 from fletcher_core.engines.engine import Engine
 from fletcher_core.engines.failover import FailoverEngine
 from fletcher_core.engines.isolated import IsolatedEngine
+from fletcher_core.engines.pool import EnginePool
 from fletcher_core.engines.spec import EngineSpec
-from fletcher_core.errors import EngineError
-from fletcher_core.setting_values import Isolation, check_choice
+from fletcher_core.errors import ConfigError, EngineError
+from fletcher_core.setting_values import Devices, Isolation, check_choice, check_devices
 
 _LOG = logging.getLogger(__name__)
 
@@ -23,38 +26,64 @@ _LOG = logging.getLogger(__name__)
 _GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
 
 
-def start_engine(spec: EngineSpec, isolation: Isolation = "auto") -> Engine:
-    """The engine of `spec`.
+def start_engine(spec: EngineSpec, isolation: Isolation = "auto", devices: Devices = None) -> Engine:
+    """The engine of `spec`: where there are several devices, an `EnginePool` of one on each.
 
     Args:
         isolation: "process" runs it in a process of its own, with another engine to stand in when it fails; "none"
             runs it in this one; "auto" takes "process" for a GPU and "none" for a CPU, whose engines answer a single
             text sooner so.
+        devices: how many, or the numbers of the GPUs; None takes all GPUs. An engine that `spec` puts on the CPU runs
+            in so many processes, which share the threads.
 
     Raises:
-        ConfigError: unknown isolation; otherwise as `EngineSpec.load`.
+        ConfigError: unknown isolation, devices that are not there; otherwise as `EngineSpec.load`.
         EngineError: the engine failed, or its process was lost, and "auto" was not free to take a CPU engine instead.
     """
     check_choice("isolation", isolation, Isolation)
-    return watched(_started(spec, isolation))
+    check_devices(devices, spec.choice, isolation)
+    return watched(_started(spec, isolation, devices))
 
 
-def _started(spec: EngineSpec, isolation: Isolation) -> Engine:
-    if isolation == "none" or (isolation == "auto" and not _may_run_on_gpu(spec)):
+def _started(spec: EngineSpec, isolation: Isolation, devices: Devices) -> Engine:
+    specs = _spread(spec, devices)
+    if isolation == "none" or (isolation == "auto" and len(specs) == 1 and not _may_run_on_gpu(spec)):
         return spec.load()
     try:
-        primary = IsolatedEngine(spec)
+        primary = EnginePool(specs) if len(specs) > 1 else IsolatedEngine(specs[0])
     except EngineError as error:
         if spec.choice != "auto":
             raise
         _LOG.warning("the GPU engine does not start, the CPU engine takes over: %s", error)
         return replace(spec, choice="cpu").load()
-    if isolation == "auto" and primary.name != "mlx":  # there is no GPU after all, or none that runs this model
+    if (
+        isolation == "auto" and _may_run_on_gpu(spec) and primary.name != "mlx"
+    ):  # there is no GPU after all, or none that runs this model
         primary.close()
         return replace(spec, choice="cpu").load()
     primary.insist()
     standby = _standby(spec, primary.name)
     return FailoverEngine(primary, lambda: IsolatedEngine(standby))
+
+
+def _spread(spec: EngineSpec, devices: Devices) -> list[EngineSpec]:
+    """What each device's process is to load."""
+    if _may_run_on_gpu(spec):
+        gpus = chosen_gpus(devices)
+        if devices is None and len(gpus) < 2:  # the one that MLX takes by itself, if there is one
+            return [spec]
+        return [replace(spec, device=gpu) for gpu in gpus]
+    if not isinstance(devices, int):
+        if devices is not None:
+            raise ConfigError(f"devices is {list(devices)!r}, and there is no GPU here for MLX: leave it out")
+        return [spec]
+    if devices > 1 and spec.choice in ("auto", "mlx") and spec.precision != "int8":
+        raise ConfigError(
+            f"devices is {devices}, and there is no GPU here for MLX: leave it out, or set engine='cpu' for so many "
+            "processes on the CPU"
+        )
+    threads = max(1, (spec.threads or available_cores()) // devices) if devices > 1 else spec.threads
+    return [replace(spec, threads=threads) for _ in range(devices)]
 
 
 def second_opinion(spec: EngineSpec, engine: Engine) -> Callable[[], Engine] | None:

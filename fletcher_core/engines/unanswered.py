@@ -7,6 +7,10 @@ from fletcher_core.errors import EngineError
 from fletcher_core.tokens import TokenBatch
 
 
+class BatchRefused(EngineError):
+    """Of the batches that an engine has, the oldest, and no other, is what it fails on."""
+
+
 class Unanswered:
     """Hands out `batches` in order, and again those that no engine has answered, to the next engine."""
 
@@ -35,8 +39,8 @@ class Unanswered:
         """The vectors of the oldest have come: that batch."""
         return self._waiting.popleft()
 
-    def take(self) -> list[TokenBatch]:
-        """Those without an answer, for the caller to see to: they are not handed out again."""
-        waiting = list(self._waiting)
-        self._waiting.clear()
-        return waiting
+    def take(self, most: int | None = None) -> list[TokenBatch]:
+        """Those without an answer, or the oldest `most` of them, for the caller to see to: they are not handed out
+        again."""
+        count = len(self._waiting) if most is None else min(most, len(self._waiting))
+        return [self._waiting.popleft() for _ in range(count)]

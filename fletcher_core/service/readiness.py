@@ -104,6 +104,8 @@ class Readiness:
                     "standing_in": health.standing_in,
                     "failed": health.failed,
                     "last_failure": health.last_failure,
+                    "devices": health.devices,
+                    "devices_out": list(health.devices_out),
                 },
                 queue={"tokens": self._batcher.queued_tokens, "tokens_per_second": round(self._batcher.rate)},
                 longbow=self._ask_longbow(),

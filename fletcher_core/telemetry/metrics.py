@@ -100,6 +100,31 @@ FAILOVERS = Counter(
     ["from", "to", "cause"],  # engines' names; lost, refused, distrusted or recovered
     registry=REGISTRY,
 )
+POOL_TOKENS = Counter(
+    "fletcher_pool_tokens",
+    "Tokens that a device of several computed, padding included.",
+    ["device"],  # its number
+    registry=REGISTRY,
+)
+POOL_BUSY_SECONDS = Counter(
+    "fletcher_pool_busy_seconds", "Time that a device of several had batches for.", ["device"], registry=REGISTRY
+)
+POOL_CHANGES = Counter(
+    "fletcher_pool_changes",
+    "Devices that left the engine of several devices, or came back to it.",
+    ["device", "cause"],  # lost, refused or recovered
+    registry=REGISTRY,
+)
+POOL_IN_FLIGHT = Asked(
+    GaugeMetricFamily, "fletcher_pool_batches", "Batches that a device of several has.", "device", registry=REGISTRY
+)
+POOL_MEMORY = Asked(
+    GaugeMetricFamily,
+    "fletcher_pool_memory_bytes",
+    "Memory that a device of several needs: active of a GPU; resident, of its process, on a CPU.",
+    "device",
+    registry=REGISTRY,
+)
 BREAKER_STATE = Asked(
     GaugeMetricFamily,
     "fletcher_breaker_state",

@@ -86,7 +86,8 @@ class Worker:
                 place = places.popleft()
                 memory = self._arena.memory(place.offset + place.size(engine.dimension))
                 place.vectors(memory, engine.dimension)[:] = vectors
-                answer = {"kind": "done", "stream": stream, "offset": place.offset}
+                # The moment is the same for both processes: the clock is the machine's.
+                answer = {"kind": "done", "stream": stream, "offset": place.offset, "at": time.monotonic()}
                 self.send({**answer, "batching": vars(engine.batching), **self._measured(engine)})
         except RunCancelled:
             pass  # the parent knows: it said so

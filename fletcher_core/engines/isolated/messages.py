@@ -3,7 +3,8 @@
 Never pickle, and no tensors: those lie in the shared memory. From the parent: `load`, then for each stream of batches
 `begin`, the `batch`es, and `end`, or `stop` at any time. From the worker: `ready` or `refused`; then for each stream
 `done` for each batch, in order, or `failed`, and `over` once it has heard `end` or `stop`. `log` comes at any time. A
-`done` carries what the metrics are to know: seconds of `layers` that were sampled, and now and then the `memory`.
+`done` carries when it was, and what the metrics are to know: seconds of `layers` that were sampled, and now and then
+the `memory`.
 """
 
 import json
@@ -52,6 +53,10 @@ class Messages:
                 raise Closed
             self._received += data
         return message
+
+    def fileno(self) -> int:
+        """Of the connection."""
+        return self._connection.fileno()
 
     def close(self) -> None:
         """Close this end: the other one sees that it is alone."""

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Mapping
 from dataclasses import asdict
 from multiprocessing import spawn
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import IO
 
 import fletcher_core
 from fletcher_core import errors
+from fletcher_core.engines.devices import environment
 from fletcher_core.engines.isolated.arena import Arena
 from fletcher_core.engines.isolated.messages import Closed, Message, Messages
 from fletcher_core.engines.spec import EngineSpec
@@ -50,7 +52,7 @@ class WorkerProcess:
             ours, theirs = socket.socketpair()
             with theirs:
                 self._messages = Messages(ours)
-                self._process = _start(theirs.fileno(), self.arena.descriptor)
+                self._process = _start(theirs.fileno(), self.arena.descriptor, environment(spec.device))
         except OSError as error:
             self.arena.close()
             raise EngineLost(f"the engine's process cannot be started: {error}") from error
@@ -81,15 +83,18 @@ class WorkerProcess:
         except Closed as closed:
             raise EngineLost(self._obituary()) from closed
 
-    def receive(self, deadline: float, watch: float | None = None) -> Message | None:
-        """The next message; None at `deadline` (of `time.monotonic`), or after `watch` seconds when given.
+    def fileno(self) -> int:
+        """Of the connection: readable when a message has come, or the process has ended."""
+        return self._messages.fileno()
+
+    def receive(self, deadline: float) -> Message | None:
+        """The next message; None at `deadline` (of `time.monotonic`).
 
         Raises EngineLost when the process has ended.
         """
-        until = deadline if watch is None else min(deadline, time.monotonic() + watch)
         try:
             while True:
-                message = self._messages.receive(max(0.0, until - time.monotonic()))
+                message = self._messages.receive(max(0.0, deadline - time.monotonic()))
                 if message is None or message["kind"] != "log":
                     return message
                 logging.getLogger(message["name"]).log(message["level"], "%s", message["message"])
@@ -120,7 +125,7 @@ class WorkerProcess:
         return f"the engine's process {how}" + (f"; its last words: {words[-1]}" if words else "")
 
 
-def _start(connection: int, memory: int) -> "subprocess.Popen[bytes]":
+def _start(connection: int, memory: int, device: Mapping[str, str]) -> "subprocess.Popen[bytes]":
     # What can be imported here can be there, in the same order; nothing from the folder that we happen to be in (-P).
     sources = str(Path(fletcher_core.__file__).resolve().parents[1])
     path = os.pathsep.join(dict.fromkeys([*(entry for entry in sys.path if entry and isinstance(entry, str)), sources]))
@@ -139,7 +144,7 @@ def _start(connection: int, memory: int) -> "subprocess.Popen[bytes]":
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         pass_fds=(connection, memory),
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, **device},
     )
 
 

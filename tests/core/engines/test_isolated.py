@@ -22,6 +22,7 @@ from fletcher_core.engines.failover import FailoverEngine, ProbeIntervals
 from fletcher_core.engines.isolated import EngineLost, IsolatedEngine
 from fletcher_core.engines.isolated.arena import Arena, Place, Slot
 from fletcher_core.engines.isolated.engine import Supervision
+from fletcher_core.engines.isolated.stream import Stream
 from fletcher_core.errors import ConfigError, DeadlineExceeded, EngineError, ModelError, RunCancelled
 from fletcher_core.stop import Stop
 from fletcher_core.tokens import TokenBatch, cumulative
@@ -194,7 +195,7 @@ def test_an_interrupt_while_a_stream_is_being_stopped_mixes_up_no_answers(
     stream = isolated.run(iter(batches(30)))
     next(stream)
     with monkeypatch.context() as patch:
-        patch.setattr(isolated, "_hear_over", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Stream, "hear_over", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             stream.close()
     assert not isolated.is_alive
