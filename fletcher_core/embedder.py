@@ -26,7 +26,15 @@ from fletcher_core.guard import Guard, sound_vectors
 from fletcher_core.models import ModelCard, ModelPackage, resolve_model
 from fletcher_core.models.fingerprint import fingerprint
 from fletcher_core.prefetch import prefetch
-from fletcher_core.setting_values import Devices, EngineChoice, Isolation, LongText, Precision, check_whole
+from fletcher_core.setting_values import (
+    Devices,
+    EngineChoice,
+    Isolation,
+    LongText,
+    Precision,
+    check_devices,
+    check_whole,
+)
 from fletcher_core.stop import NEVER, Stop
 from fletcher_core.telemetry.busy_seconds import EngineWork
 from fletcher_core.telemetry.metrics import DEVICE_BUSY
@@ -142,6 +150,7 @@ class Embedder:
                 check_whole(setting, value, 1)
         check_whole("layer_sample", layer_sample, 0)
         check_whole("niceness", niceness, 0)
+        check_devices(devices, engine, isolation)
         for setting, text in (("prompt", prompt), ("query_prompt", query_prompt)):
             if text is not None:
                 check_prompt(setting, text)

@@ -42,6 +42,7 @@ _EMBEDDER_SETTINGS = (
     "engine",
     "batch_invariant",
     "isolation",
+    "devices",
     "cache_bytes",
 )
 _PIPELINE_SETTINGS = ("vector_type", "on_empty", "on_duplicate", "memory_limit", "commit_seconds", "min_free_bytes")
@@ -160,6 +161,11 @@ class FletcherResource(dg.ConfigurableResource[Any]):
     long_text: str = Field(default="truncate", description="Texts over max_length: truncate, chunk or error.")
     chunk_overlap: int = Field(default=32, description="Tokens that neighbouring chunks share.")
     threads: int | None = Field(default=None, description="CPU threads of the engine; None: all cores.")
+    devices: int | None = Field(
+        default=None,
+        description="GPUs to use, an engine on each, or with an engine of the CPU so many processes; None: all GPUs "
+        "that CUDA_VISIBLE_DEVICES lets it see.",
+    )
     cache_bytes: int = Field(
         default=0, description="Memory for vectors of queries and texts embedded before, in bytes; 0: none."
     )

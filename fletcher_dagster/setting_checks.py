@@ -23,6 +23,7 @@ from fletcher_core.setting_values import (
     VectorType,
     check_at_least,
     check_choice,
+    check_devices,
     check_engine,
     check_whole,
 )
@@ -82,6 +83,7 @@ def check_embedding(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> N
     for name in CHOICES.keys() & known.keys():
         check_choice(name, known[name], CHOICES[name])
     check_engine(_engine(values), known.get("precision", "auto"))
+    check_devices(known.get("devices"), _engine(values), known.get("isolation", "auto"))
     for name in _COUNTS:
         if known.get(name) is not None:
             check_whole(name, known[name], 1)

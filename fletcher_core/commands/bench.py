@@ -29,6 +29,7 @@ def bench(
     prompt: options.Prompt = None,
     long_text: options.LongText = "truncate",
     threads: options.Threads = None,
+    devices: options.Devices = None,
     as_json: options.Json = False,
 ) -> int:
     """Measure this machine: texts and tokens a second in full batches, the latency of one text.
@@ -48,6 +49,7 @@ def bench(
         prompt=prompt,
         long_text=long_text,
         threads=threads,
+        devices=options.devices_of(devices),
     )
     try:
         with Progress("texts") as progress:

@@ -79,6 +79,7 @@ def embed(
     prompt: options.Prompt = None,
     long_text: options.LongText = "truncate",
     threads: options.Threads = None,
+    devices: options.Devices = None,
     store: Annotated[
         Path | None, typer.Option("--store", metavar="DIR", help="With --to longbow: the vector store.")
     ] = None,
@@ -155,6 +156,7 @@ def embed(
             prompt=prompt,
             long_text=long_text,
             threads=threads,
+            devices=options.devices_of(devices),
         )
 
     with ExitStack() as stack:

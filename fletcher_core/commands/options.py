@@ -36,6 +36,7 @@ _SETTINGS = {
     "metadata_columns": "--keep",
     "max_length": "--max-length",
     "long_text": "--long-text",
+    "devices": "--devices",
 }
 """What the command line calls the settings that errors name."""
 
@@ -78,6 +79,16 @@ LongText = Annotated[
     typer.Option("--long-text", help="What to do with texts above the most tokens."),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        "--devices",
+        metavar="N | 0,1,...",
+        help="GPUs to use, an engine on each: how many, or the numbers of some (a comma after a single one). With an "
+        "--engine of the CPU: so many processes.",
+        show_default="all GPUs",
+    ),
+]
 
 Store = Annotated[
     Path,
@@ -173,6 +184,21 @@ def asset_folder(folder: Path, collection: str) -> Path:
             f"control characters, of at most {_NAME_BYTES} bytes"
         )
     return folder / collection
+
+
+def devices_of(said: str | None) -> int | list[int] | None:
+    """`--devices` as `Embedder.load` takes it.
+
+    Raises:
+        ConfigError: it is neither a number nor a list of some.
+    """
+    if said is None:
+        return None
+    if re.fullmatch(r"\s*\d+\s*", said, re.ASCII):
+        return int(said)
+    if re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*,?\s*", said, re.ASCII):
+        return [int(number) for number in said.split(",") if number.strip()]
+    raise ConfigError(f"--devices is {said!r}: give a number of devices, as 2, or the numbers of some, as 0,1")
 
 
 def open_store(folder: Path, collection: str) -> "VectorStore":

@@ -47,6 +47,7 @@ def serve(
     prompt: options.Prompt = None,
     long_text: options.LongText = "truncate",
     threads: options.Threads = None,
+    devices: options.Devices = None,
     window_ms: Annotated[
         float,
         typer.Option("--window-ms", min=0, max=1000, help="How long a request waits for others to share a batch with."),
@@ -148,6 +149,7 @@ def serve(
         prompt=prompt,
         long_text=long_text,
         threads=threads,
+        devices=options.devices_of(devices),
         cache=VectorCache(cache_bytes) if cache_bytes else None,
         layer_sample=layer_sample,
         niceness=NICENESS,

@@ -95,8 +95,8 @@ class Member:
             self.is_in = True
 
     def be_like(self, engine: IsolatedEngine) -> None:
-        """Run what `engine` does, on this device, and find the same vectors right."""
-        self._spec = replace(engine.spec, device=self._spec.device)
+        """Be the same kind of engine, and no other that "auto" may lead to, and find the same vectors right."""
+        self._spec = replace(self._spec, choice=engine.spec.choice)
         self.trust(engine.reference)
 
     def trust(self, reference: npt.NDArray[np.float32] | None) -> None:

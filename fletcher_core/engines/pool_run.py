@@ -143,7 +143,7 @@ class PoolRun:
         is_open = member.is_in and member not in self._suspected and (lane is None or not lane.stream.ended)
         if lane is None:
             return Load(0, 0, member.rate.value, depth, is_open)
-        return Load(len(lane.tickets), lane.tokens, member.rate.value, depth, is_open)
+        return Load(lane.stream.in_flight, lane.tokens, member.rate.value, depth, is_open)
 
     def _draw(self) -> bool:
         """Take a batch from the source and give it to a device; whether that was possible."""

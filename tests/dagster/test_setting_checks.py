@@ -28,6 +28,8 @@ from fletcher_dagster import FletcherResource, LongbowResource
         ({"max_length": 0}, "max_length is 0"),
         ({"dimension": -1}, "dimension is -1"),
         ({"threads": 0}, "threads is 0"),
+        ({"devices": 0}, "devices is 0; give a number from 1 to 64"),
+        ({"devices": 2, "isolation": "none"}, "each device needs a process of its own"),
         ({"chunk_overlap": -1}, "chunk_overlap is -1"),
         ({"cache_bytes": -1}, "cache_bytes is -1"),
         ({"commit_seconds": float("nan")}, "commit_seconds is nan"),
