@@ -277,6 +277,46 @@ def _device() -> Row:
                     most=1,
                 ),
             ),
+            (
+                12,
+                timeseries(
+                    "Tokens of each device",
+                    "Where an engine runs on several devices: what each of them computes a second, padding included.",
+                    [Query(_rate("fletcher_pool_tokens_total", "device"), "device {{device}}")],
+                    "short",
+                ),
+            ),
+            (
+                12,
+                timeseries(
+                    "Work of each device",
+                    "Share of the time that a device of several had batches for, and how many it has now.",
+                    [
+                        Query(_rate("fletcher_pool_busy_seconds_total", "device"), "busy, device {{device}}"),
+                        Query(f"sum by (device) (fletcher_pool_batches{{{_SERIES}}})", "batches, device {{device}}"),
+                    ],
+                    "none",
+                ),
+            ),
+            (
+                12,
+                timeseries(
+                    "Memory of each device",
+                    "What a device of several needs now.",
+                    [Query(f"sum by (device) (fletcher_pool_memory_bytes{{{_SERIES}}})", "device {{device}}")],
+                    "decbytes",
+                ),
+            ),
+            (
+                12,
+                timeseries(
+                    "Devices that left and came back",
+                    "Of an engine on several devices: lost or refused, and recovered. Meanwhile the others compute.",
+                    [Query(_events("fletcher_pool_changes_total", "device, cause"), "device {{device}}, {{cause}}")],
+                    "none",
+                    bars=True,
+                ),
+            ),
         ],
     )
 

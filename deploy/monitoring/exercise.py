@@ -36,6 +36,9 @@ class Exercise:
         # Those of a GPU, wherever this runs.
         memory = {"active": 2e9, "cache": 8e8, "peak": 3.6e9, "limit": 16e9}
         metrics.DEVICE_MEMORY.ask(lambda: memory)
+        # And those of several.
+        metrics.POOL_MEMORY.ask(lambda: {"0": 2e9, "1": 2e9})
+        metrics.POOL_IN_FLIGHT.ask(lambda: {"0": 4.0, "1": 3.0})
 
     def step(self) -> None:
         """One batch and all that may happen around it."""
@@ -52,6 +55,9 @@ class Exercise:
             metrics.STAGE_SECONDS.labels(stage).observe(self._random.expovariate(200))
         for route, status in (("/v1/embeddings", "200"), ("/embed", "200"), ("DoExchange", "OK"), ("/readyz", "200")):
             metrics.REQUEST_SECONDS.labels(route, status).observe(seconds + self._random.expovariate(100))
+        for device in ("0", "1"):
+            metrics.POOL_TOKENS.labels(device).inc(self._random.randint(20, 200))
+            metrics.POOL_BUSY_SECONDS.labels(device).inc(seconds)
         metrics.LONGBOW_BYTES.labels("sent").inc(8 * 384 * 4)
         metrics.LONGBOW_BYTES.labels("received").inc(512)
         self._now_and_then()
@@ -87,6 +93,8 @@ class Exercise:
             lambda: metrics.QUARANTINED.labels(self._random.choice(("invalid_text", "engine_failed"))).inc(),
             lambda: metrics.FAILOVERS.labels("mlx", "cpu", "lost").inc(),
             lambda: metrics.FAILOVERS.labels("cpu", "mlx", "recovered").inc(),
+            lambda: metrics.POOL_CHANGES.labels("1", "lost").inc(),
+            lambda: metrics.POOL_CHANGES.labels("1", "recovered").inc(),
             lambda: metrics.PANICS.labels("engine").inc(),
             lambda: self._breaker.update({"longbow:3000": self._random.choice((0.0, 1.0, 2.0))}),
         ]
