@@ -50,7 +50,7 @@ affinity:
 {{- $resources := deepCopy .resources -}}
 {{- with .gpu -}}
 {{- if .count -}}
-{{- $limits := merge (dict .resource .count) ($resources.limits | default dict) -}}
+{{- $limits := merge (dict .resource (toString .count)) ($resources.limits | default dict) -}}
 {{- $_ := set $resources "limits" $limits -}}
 {{- end -}}
 {{- end -}}

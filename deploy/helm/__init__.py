@@ -1,0 +1,1 @@
+"""Kubernetes: the Helm chart, and the programs that check it."""
