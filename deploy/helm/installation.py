@@ -1,8 +1,8 @@
 """Helm and kubeconform for whoever checks the chart: a program's name in, its path out; and the schemas of the objects.
 
-What is on the PATH is taken. Else Go's package client compiles the programs, once, into `FLETCHER_HELM_CACHE`
+What is on the PATH is taken. Else they are what Go's package client compiled, once, into `FLETCHER_HELM_CACHE`
 (~/.cache/fletcher-helm), and schemas are made of the descriptions that Kubernetes, KubeRay and the Prometheus operator
-publish as Go modules. Run as a script it does so beforehand: `python deploy/helm/installation.py` (see `_GO_SECONDS`).
+publish as Go modules. Both are made by `python deploy/helm/installation.py`.
 """
 
 import fcntl
@@ -87,7 +87,7 @@ def _make_schemas(cache: Path) -> None:
 
 
 def _write(folder: Path, group: str, version: str, kind: str, schema: dict[str, Any]) -> None:
-    """Under the name by which kubeconform looks for it: an object without a group has its version's name as one there."""
+    """Under the name by which kubeconform looks for it: where there is no group, the version stands in its place."""
     (folder / f"{kind}-{group or version}-{version}.json".lower()).write_text(json.dumps(schema), "utf-8")
 
 
@@ -111,7 +111,7 @@ def _references(part: Any) -> list[str]:
 
 
 def strict(schema: Any) -> Any:
-    """A schema that refuses fields that it does not name, as Kubernetes' own (which says that it prunes them) does not."""
+    """A schema that refuses fields that it does not name, as Kubernetes' own, which drops them silently, does not."""
     if isinstance(schema, list):
         return [strict(part) for part in schema]
     if not isinstance(schema, dict):
