@@ -5,11 +5,11 @@ import tomllib
 from typing import Any
 
 import click
-import httpx
 import pytest
 import typer.main
 import yaml
 from chart import CHART, EXAMPLES, ROOT, SCHEMA, TEMPLATES, VALUES, described, options, settings
+from starlette.testclient import TestClient
 
 from fletcher_core import Embedder
 from fletcher_core.commands.app import app
@@ -58,26 +58,19 @@ def test_every_variable_of_fletcher_that_is_set_is_read_somewhere() -> None:
         assert f'"{name}"' in code, name
 
 
-@pytest.mark.anyio
-async def test_what_probes_and_prometheus_ask_for_is_answered_without_a_key(minilm: Embedder) -> None:
+def test_what_probes_and_prometheus_ask_for_is_answered_without_a_key(minilm: Embedder) -> None:
     settings = ServiceSettings(api_keys=("secret",))
     batcher = Batcher(minilm, settings.batching)
     paths = {path for text in TEMPLATES.values() for path in re.findall(r"path: (/[a-z]+z)\b", text)}
     paths |= set(re.findall(r"path: (/metrics)", TEMPLATES["serve-monitor.yaml"]))
     assert paths == {"/healthz", "/readyz", "/metrics"}
     try:
-        transport = httpx.ASGITransport(HttpService(batcher, settings, Readiness(batcher, 60.0)).app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://pod") as client:
+        with TestClient(HttpService(batcher, settings, Readiness(batcher, 60.0)).app) as client:
             for path in paths:
-                assert (await client.get(path)).status_code == 200, path
-            assert (await client.get("/info")).status_code == 401
+                assert client.get(path).status_code == 200, path
+            assert client.get("/info").status_code == 401
     finally:
         batcher.close(5.0)
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 def test_probes_allow_as_long_as_the_service_takes_to_find_out() -> None:
