@@ -33,11 +33,15 @@ from typing import Any
 import duckdb
 import pyarrow.parquet as pq
 from results import JSON_OPTION, ROOT, Row, write_results
-from scale_steps import COLLECTION
 
 STAGES = ("diff", "read", "tokenize", "compute", "guard", "write", "send")
 _LOOK_SECONDS = 0.2
 _TICKS = os.sysconf("SC_CLK_TCK")
+_WORDS = """order delivery late customer asks refund invoice the for with broken screen battery charger was sent twice
+missing parcel damaged box changed address wrong size colour return label support answered after days price higher than
+shown cancelled before payment failed card account locked password reset mail never arrived new update slow crash on
+start when saving file lost settings language german french manual please help urgent thanks quick friendly service
+excellent quality poor packaging works again contract renewal monthly plan""".split()
 
 
 @dataclass
@@ -274,8 +278,8 @@ def write_tables(folder: Path, rows: int) -> None:
         connection.execute(f"SET temp_directory = '{folder / 'spill'}'")
         connection.execute(
             f"COPY (SELECT concat('doc', lpad(i::VARCHAR, 9, '0'), '-', substr(md5(i::VARCHAR), 1, 6)) AS id, "
-            f"{text} AS text FROM (SELECT i, [{phrases}] AS phrases, "
-            f"CASE WHEN hash(i) % 20 = 0 THEN hash(i, 1) % {rows} ELSE i END AS seed FROM range({rows}) AS numbers(i))) "
+            f"{text} AS text FROM (SELECT i, [{phrases}] AS phrases, CASE WHEN hash(i) % 20 = 0 "
+            f"THEN hash(i, 1) % {rows} ELSE i END AS seed FROM range({rows}) AS numbers(i))) "
             f"TO '{folder / 'texts-1.parquet'}' (FORMAT parquet)"
         )
         connection.execute(
@@ -287,16 +291,9 @@ def write_tables(folder: Path, rows: int) -> None:
 
 def make_phrases() -> list[str]:
     """512 different phrases of about 18 letters."""
-    words = (
-        "order delivery late customer asks refund invoice the for with broken screen battery charger was sent twice "
-        "missing parcel damaged box changed address wrong size colour return label support answered after days price "
-        "higher than shown cancelled before payment failed card account locked password reset mail never arrived new "
-        "update slow crash on start when saving file lost settings language german french manual please help urgent "
-        "thanks quick friendly service excellent quality poor packaging works again contract renewal monthly plan"
-    ).split()
-    random, phrases = Random(11), set()
+    random, phrases = Random(11), set[str]()
     while len(phrases) < 512:
-        phrases.add(" ".join(random.choices(words, k=3)))
+        phrases.add(" ".join(random.choices(_WORDS, k=3)))
     return sorted(phrases)
 
 
@@ -310,8 +307,8 @@ def show(size: int, steps: list[Step]) -> None:
     for step in steps:
         each = 1e6 / max(step.rows, 1)
         print(
-            f"{step.name:<18}{step.rows / step.seconds:>10,.0f}{step.seconds * each:>8.2f}{step.cpu_seconds * each:>8.2f}"
-            f"{step.server.cpu_seconds * each:>8.2f}{step.driver.private_bytes / 2**20:>8,.0f}M"
+            f"{step.name:<18}{step.rows / step.seconds:>10,.0f}{step.seconds * each:>8.2f}"
+            f"{step.cpu_seconds * each:>8.2f}{step.server.cpu_seconds * each:>8.2f}{step.driver.private_bytes / 2**20:>8,.0f}M"
             f"{step.server.private_bytes / 2**20:>7,.0f}M{step.work_bytes / 2**20:>7,.0f}M"
             f"{step.places['segment_files']:>7,.0f}{step.driver.open_files:>6}"
         )
