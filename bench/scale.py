@@ -41,7 +41,7 @@ _WORDS = """order delivery late customer asks refund invoice the for with broken
 missing parcel damaged box changed address wrong size colour return label support answered after days price higher than
 shown cancelled before payment failed card account locked password reset mail never arrived new update slow crash on
 start when saving file lost settings language german french manual please help urgent thanks quick friendly service
-excellent quality poor packaging works again contract renewal monthly plan""".split()
+excellent quality poor packaging works again contract renewal monthly plan"""
 
 
 @dataclass
@@ -293,7 +293,7 @@ def make_phrases() -> list[str]:
     """512 different phrases of about 18 letters."""
     random, phrases = Random(11), set[str]()
     while len(phrases) < 512:
-        phrases.add(" ".join(random.choices(_WORDS, k=3)))
+        phrases.add(" ".join(random.choices(_WORDS.split(), k=3)))
     return sorted(phrases)
 
 
@@ -308,7 +308,8 @@ def show(size: int, steps: list[Step]) -> None:
         each = 1e6 / max(step.rows, 1)
         print(
             f"{step.name:<18}{step.rows / step.seconds:>10,.0f}{step.seconds * each:>8.2f}"
-            f"{step.cpu_seconds * each:>8.2f}{step.server.cpu_seconds * each:>8.2f}{step.driver.private_bytes / 2**20:>8,.0f}M"
+            f"{step.cpu_seconds * each:>8.2f}{step.server.cpu_seconds * each:>8.2f}"
+            f"{step.driver.private_bytes / 2**20:>8,.0f}M"
             f"{step.server.private_bytes / 2**20:>7,.0f}M{step.work_bytes / 2**20:>7,.0f}M"
             f"{step.places['segment_files']:>7,.0f}{step.driver.open_files:>6}"
         )

@@ -15,13 +15,14 @@ import pyarrow.flight as flight
 
 from fletcher_core.longbow.server.catalog import Catalog, CatalogBatch
 from fletcher_core.longbow.server.faults import Faults
-from fletcher_core.longbow.server.filters import Filter, UnusableFilterError, row_mask
+from fletcher_core.longbow.server.filters import Filter, UnusableFilterError, may_pass, row_mask
 from fletcher_core.longbow.server.limits import refuse
 from fletcher_core.longbow.server.schema import conform, union
 from fletcher_core.longbow.server.stored_batch import (
     NO_HITS,
     Hits,
     StoredBatch,
+    as_integer,
     candidates,
     is_number,
     nearest,
@@ -42,6 +43,7 @@ class Dataset:
         self._catalog = catalog
         self._lock = threading.Lock()
         self._batches: tuple[StoredBatch, ...] = ()
+        self._id_bounds: tuple[tuple[StoredBatch, ...], npt.NDArray[np.float64]] = ((), np.empty((0, 2)))
         self._filter_batches: dict[tuple[Filter, ...], int] = {}
 
     def load(self, *, deletable: bool) -> None:
@@ -104,7 +106,9 @@ class Dataset:
         schema = known if columns is None else pa.schema([field for field in known if field.name in columns])
         if not batches:
             return schema.empty_table()
-        visible = (self._visible(batch, filters, faults, schema.names) for batch in batches)
+        # Who reads a segment back must not look at the rows of all others: a delivery would take their square.
+        looked_at = (batch for batch in batches if may_pass(batch.text_range, filters))
+        visible = (self._visible(batch, filters, faults, schema.names) for batch in looked_at)
         parts = [conform(part, schema) for part in visible if part.num_rows]
         return pa.concat_tables(parts or [schema.empty_table()]).replace_schema_metadata(self.schema.metadata)
 
@@ -130,12 +134,25 @@ class Dataset:
     def delete(self, identifier: str, faults: Faults) -> bool:
         """Mark the newest copy of a row; False when no row with this id can be deleted."""
         with self._lock:
-            for batch in reversed(self._batches):
+            for batch in self._holders(identifier):
                 row = batch.newest_row(identifier) if batch.deletable else None
                 if row is not None:
                     self._mark(batch, row, faults)
                     return True
         return False
+
+    def _holders(self, identifier: str) -> list[StoredBatch]:
+        """Batches that may have a row of this id, the newest first: asking each of thousands would take longer than all
+        else that a delete does."""
+        batches, bounds = self._id_bounds
+        if batches is not self._batches:
+            batches = self._batches
+            bounds = np.array([batch.id_range or (-np.inf, np.inf) for batch in batches], np.float64).reshape(-1, 2)
+            self._id_bounds = batches, bounds
+        found = np.isinf(bounds[:, 0])
+        if (number := as_integer(identifier)) is not None:  # rounded as the bounds are: none is passed over
+            found |= (bounds[:, 0] <= float(number)) & (float(number) <= bounds[:, 1])
+        return [batches[place] for place in np.flatnonzero(found)[::-1]]
 
     def delete_ordinal(self, ordinal: int, faults: Faults) -> bool:
         """Mark the row at this place in the index."""
@@ -155,7 +172,7 @@ class Dataset:
 
     def vector_of(self, identifier: str) -> npt.NDArray[np.float32] | None:
         """The vector of the newest copy of an id, None when there is none or it is deleted."""
-        for batch in reversed(self._batches):
+        for batch in self._holders(identifier):
             row = batch.newest_row(identifier) if batch.deletable else None
             if row is not None and batch.vectors is not None:
                 return None if row in batch.deleted else batch.vectors[row].astype(np.float32)
@@ -163,7 +180,8 @@ class Dataset:
 
     def index_length(self, faults: Faults) -> int:
         """Vectors that a search looks at."""
-        return sum(len(rows) for _, rows, _ in self._indexed(faults))
+        every = _kept_of(self._batches, faults)
+        return sum(-(-batch.table.num_rows // every) for batch in self._batches if _is_in_index(batch, faults))
 
     def is_indexing(self, faults: Faults) -> bool:
         """Whether rows wait to be indexed."""
@@ -207,11 +225,10 @@ class Dataset:
             if len(self._filter_batches) >= _FILTERS_KEPT:
                 self._filter_batches.clear()
             batches = batches[: self._filter_batches.setdefault(tuple(filters), len(batches))]
-        total = sum(batch.table.num_rows for batch in batches)
-        every = _COLLAPSE_EVERY if faults.index_collapse and total > _COLLAPSE_ROWS else 1
+        every = _kept_of(batches, faults)
         ordinal = 0
         for batch in batches:
-            if batch.vectors is not None and _is_indexed(batch, faults) and not _is_left_out(batch, faults):
+            if _is_in_index(batch, faults):
                 rows = np.flatnonzero(row_mask(batch.table, filters))
                 yield batch, rows[::every], ordinal
             ordinal += batch.table.num_rows
@@ -219,6 +236,17 @@ class Dataset:
 
 def _stored(batch: CatalogBatch, *, indexed_from: float, stalled: bool, deletable: bool) -> StoredBatch:
     return StoredBatch(batch.number, batch.table, set(batch.deleted), indexed_from, stalled, deletable)
+
+
+def _kept_of(batches: Sequence[StoredBatch], faults: Faults) -> int:
+    """Of how many rows of a batch the index keeps one."""
+    if not faults.index_collapse:
+        return 1
+    return _COLLAPSE_EVERY if sum(batch.table.num_rows for batch in batches) > _COLLAPSE_ROWS else 1
+
+
+def _is_in_index(batch: StoredBatch, faults: Faults) -> bool:
+    return batch.vectors is not None and _is_indexed(batch, faults) and not _is_left_out(batch, faults)
 
 
 def _is_indexed(batch: StoredBatch, faults: Faults) -> bool:

@@ -1,7 +1,7 @@
 """Row filters of scan tickets and searches, with Longbow's rules for values that do not fit a column."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,14 @@ _COMPARISONS = {
     **dict.fromkeys(("<", "lt"), pc.less),
     **dict.fromkeys((">=", "ge"), pc.greater_equal),
     **dict.fromkeys(("<=", "le"), pc.less_equal),
+}
+# By operator, whether a value keeps out all of a text column's values from the first to the last of them.
+_KEEPS_OUT: dict[str, Callable[[str, str, str], bool]] = {
+    **dict.fromkeys(("=", "==", "eq"), lambda value, first, last: not first <= value <= last),
+    **dict.fromkeys((">", "gt"), lambda value, first, last: last <= value),
+    **dict.fromkeys(("<", "lt"), lambda value, first, last: value <= first),
+    **dict.fromkeys((">=", "ge"), lambda value, first, last: last < value),
+    **dict.fromkeys(("<=", "le"), lambda value, first, last: value < first),
 }
 _PARSERS = {pa.string(): str, pa.int64(): int, pa.float32(): float, pa.float64(): float}
 
@@ -45,6 +53,15 @@ def row_mask(table: pa.Table, filters: Sequence[Filter]) -> npt.NDArray[np.bool_
     if not fitting:
         raise UnusableFilterError(f"no column named {', '.join(f.field for f in filters)}")
     return functools.reduce(np.logical_and, (_passes(table[f.field], f) for f in fitting))
+
+
+def may_pass(text_range: Callable[[str], tuple[str, str] | None], filters: Sequence[Filter]) -> bool:
+    """Whether any row may pass, as far as the first and last values of text columns tell, which `text_range` has."""
+    for condition in filters:
+        keeps_out, values = _KEEPS_OUT.get(condition.operator), text_range(condition.field)
+        if keeps_out is not None and values is not None and keeps_out(condition.value, *values):
+            return False
+    return True
 
 
 def _passes(column: pa.ChunkedArray, condition: Filter) -> npt.NDArray[np.bool_]:

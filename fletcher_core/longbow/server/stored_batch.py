@@ -29,17 +29,25 @@ class StoredBatch:
     deletable: bool
     vectors: npt.NDArray[np.generic] | None = field(init=False)
     id_range: tuple[int, int] | None = field(init=False)
+    _text_ranges: dict[str, tuple[str, str] | None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.vectors = _vectors(self.table)
         self.id_range = _id_range(self.table)
 
+    def text_range(self, name: str) -> tuple[str, str] | None:
+        """First and last of a text column's values, looked for once; None where there are none."""
+        if name not in self._text_ranges:
+            self._text_ranges[name] = _text_range(self.table, name)
+        return self._text_ranges[name]
+
     def newest_row(self, identifier: str) -> int | None:
         """The last row with this id, as far as Longbow keeps an id map for the column's type."""
         if self.id_range is not None:
-            if not _INTEGER.fullmatch(identifier) or not self.id_range[0] <= int(identifier) <= self.id_range[1]:
+            number = as_integer(identifier)
+            if number is None or not self.id_range[0] <= number <= self.id_range[1]:
                 return None
-            wanted = pa.scalar(int(identifier), self.table.schema.field("id").type)
+            wanted = pa.scalar(number, self.table.schema.field("id").type)
         elif "id" in self.table.column_names and self.table.schema.field("id").type == pa.string():
             wanted = pa.scalar(identifier)
         else:
@@ -98,6 +106,18 @@ def _id_range(table: pa.Table) -> tuple[int, int] | None:
     if "id" not in table.column_names or table.schema.field("id").type not in (pa.int64(), pa.uint64()):
         return None
     extremes = pc.min_max(table["id"]).as_py()
+    return (extremes["min"], extremes["max"]) if extremes["min"] is not None else None
+
+
+def as_integer(identifier: str) -> int | None:
+    """The number that an id is in decimal digits; None for another."""
+    return int(identifier) if _INTEGER.fullmatch(identifier) else None
+
+
+def _text_range(table: pa.Table, name: str) -> tuple[str, str] | None:
+    if name not in table.column_names or table.schema.field(name).type != pa.string():
+        return None
+    extremes = pc.min_max(table[name]).as_py()
     return (extremes["min"], extremes["max"]) if extremes["min"] is not None else None
 
 
