@@ -261,7 +261,7 @@ class Outbox:
 
     def applied(self) -> list[str]:
         """Labels that were read back and are not yet searchable."""
-        return [delivery.label for delivery in self._deliveries() if delivery.state == "applied"]
+        return self._manifest.labels_in(self.target, self._generation.name, "applied")
 
     def _verify(self) -> bool:
         """Read every delivered segment back; whether rows were missing, whose segments are undelivered again."""
@@ -286,7 +286,7 @@ class Outbox:
             return True
         ready = self._client.readiness(self._generation.name)
         index_len = ready.index_len or 0
-        expected = max(self._expected, sum(d.rows for d in self._deliveries() if d.state in DELIVERED))
+        expected = max(self._expected, self._manifest.rows_delivered(self.target, self._generation.name))
         if ready.status == "BUSY":
             self._short_since = None
             return False
@@ -324,13 +324,9 @@ class Outbox:
 
     def state_counts(self) -> tuple[dict[str, int], dict[str, int]]:
         """Segments and rows of the generation by how far they have come."""
-        known = {delivery.label: delivery for delivery in self._deliveries()}
-        segments: dict[str, int] = dict.fromkeys(STATES, 0)
-        rows: dict[str, int] = dict.fromkeys(STATES, 0)
-        for segment in self._generation.segments():
-            state = known[segment.label].state if segment.label in known else "pending"
-            segments[state] += 1
-            rows[state] += segment.upserts
+        counts = self._manifest.delivery_counts(self.target, self._generation.name)
+        segments = {str(state): counts.get(state, (0, 0))[0] for state in STATES}
+        rows = {str(state): counts.get(state, (0, 0))[1] for state in STATES}
         return segments, rows
 
     def _settled_readiness(self) -> Readiness:

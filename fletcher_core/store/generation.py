@@ -248,7 +248,7 @@ class Generation:
             recent = self.recent.take(label, segment.file)
             return recent if recent is not None else read_labelled(segment.file, label).cast(self.schema)
 
-        return self.settled(read)
+        return self.settled(read, label)
 
     def live_sql(self, partition_key: str | None = None) -> str:
         """A SELECT of the live rows with all columns: upserts whose sequence no later row replaces.
@@ -339,14 +339,24 @@ class Generation:
         identities = [read_identity(self.root / name) for name in names if name != self.name]
         return [Generation(self.root, self.manifest, identity) for identity in identities]
 
-    def settled(self, read: Callable[[], _T]) -> _T:
-        """The result of `read`, tried again when compaction took a file away between its name and its opening."""
+    def settled(self, read: Callable[[], _T], label: str | None = None) -> _T:
+        """The result of `read`, tried again when compaction took a file away between its name and its opening.
+
+        `label` names the one segment that is read: listing all files for each of many takes the square of their number.
+        """
+
+        def files() -> list[Path]:
+            if label is None:
+                return self.manifest.files(self.name)
+            segment = self.manifest.segment(self.name, label)
+            return [] if segment is None else [segment.file]
+
         for attempt in range(_ATTEMPTS):
-            files = self.manifest.files(self.name)
+            before = files()
             try:
                 return read()
             except (FileNotFoundError, duckdb.Error) as error:
-                if attempt + 1 == _ATTEMPTS or self.manifest.files(self.name) == files:
+                if attempt + 1 == _ATTEMPTS or files() == before:
                     raise StoreError(
                         f"a segment file of {self.name} cannot be read: {first_line(error)}. If it is gone or damaged "
                         "for good, move it away and run the materialization: rows that only it held are embedded again"

@@ -206,6 +206,34 @@ class Manifest:
         )
         return [Delivery(*row) for row in rows]
 
+    def labels_in(self, target: str, generation: str, state: State) -> list[str]:
+        """Labels of a generation's segments whose recorded delivery is in `state`, in sequence order."""
+        rows = self._database.read(
+            "SELECT label FROM deliveries d JOIN segments s USING (label) "
+            "WHERE target = ? AND generation = ? AND state = ? ORDER BY first_sequence",
+            (target, generation, state),
+        )
+        return [label for (label,) in rows]
+
+    def rows_delivered(self, target: str, generation: str) -> int:
+        """Rows of a generation that the target was seen to hold, as many as were sent."""
+        rows = self._database.read(
+            "SELECT coalesce(sum(d.rows), 0) FROM deliveries d JOIN segments s USING (label) "
+            f"WHERE target = ? AND generation = ? AND state IN {DELIVERED}",
+            (target, generation),
+        )
+        return int(rows[0][0])
+
+    def delivery_counts(self, target: str, generation: str) -> dict[State, tuple[int, int]]:
+        """Numbers of a generation's segments and of their upserts by how far they have come; states with none are not
+        there."""
+        rows = self._database.read(
+            "SELECT coalesce(d.state, 'pending') AS state, count(*), sum(s.upserts) FROM segments s "
+            "LEFT JOIN deliveries d ON d.label = s.label AND d.target = ? WHERE s.generation = ? GROUP BY 1",
+            (target, generation),
+        )
+        return {state: (segments, upserts) for state, segments, upserts in rows}
+
     def targets(self, generation: str | None = None) -> list[str]:
         """Servers (`host:port`) that anything of a generation, or of any, was ever sent to."""
         select = "SELECT DISTINCT target FROM targets WHERE generation = coalesce(?, generation) ORDER BY 1"

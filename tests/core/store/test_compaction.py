@@ -1,11 +1,15 @@
 """Compaction, when nothing goes wrong. What happens when something does is in test_store_crash.py."""
 
+from pathlib import Path
+
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from store_contents import check_invariants, generation_of, live_texts, upserts, write
 
 from fletcher_core.errors import StoreLockedError
 from fletcher_core.store import Generation, VectorStore
+from fletcher_core.store.segments import read_labelled
 
 
 def test_files_become_one_without_superseded_rows(store: VectorStore, generation: Generation) -> None:
@@ -139,15 +143,27 @@ def test_readers_follow_when_their_file_is_merged_away(
     store: VectorStore, generation: Generation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels = [write(generation, "p", {text: text}).label for text in ("a", "b")]
-    reader = generation_of(store)
-    names = type(store.manifest).segment
+    reader, reads = generation_of(store), []
 
-    def just_before_a_compaction(manifest: object, *args: object) -> object:
-        found = names(store.manifest, *args)  # type: ignore[arg-type]
-        monkeypatch.undo()
-        generation.compact("p")
-        return found
+    def just_after_a_compaction(path: Path, label: str) -> pa.Table:
+        reads.append(path)
+        if len(reads) == 1:
+            generation.compact("p")
+        return read_labelled(path, label)
 
-    monkeypatch.setattr(type(store.manifest), "segment", just_before_a_compaction)
+    monkeypatch.setattr("fletcher_core.store.generation.read_labelled", just_after_a_compaction)
     assert reader.read_segment(labels[0])["id"].to_pylist() == ["a"]
-    assert len(generation.files()) == 1
+    assert len(set(reads)) == 2
+    assert reads[1:] == generation.files()
+
+
+def test_reading_a_segment_lists_no_other_files(
+    store: VectorStore, generation: Generation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label = write(generation, "p", {"a": "one"}).label
+
+    def listed(*of: str) -> list[Path]:
+        raise AssertionError(of)  # of all segments for each of them: the square of their number
+
+    monkeypatch.setattr(generation.manifest, "files", listed)
+    assert generation.read_segment(label)["id"].to_pylist() == ["a"]

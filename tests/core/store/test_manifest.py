@@ -45,6 +45,27 @@ def test_a_delivery_goes_through_its_states_with_times(
     assert [delivery.label for delivery in manifest.deliveries("t", generation.name)] == labels[:2]
 
 
+def test_deliveries_are_counted_by_state_of_one_generation_and_target(
+    store: VectorStore, generation: Generation, labels: list[str]
+) -> None:
+    other = store.generation(generation.card, generation.metadata_schema, "float16")
+    manifest, name = store.manifest, generation.name
+    manifest.record_delivery("t", write(other, "p", {"a": "one"}).label, "applied", rows=7)
+    manifest.record_delivery("u", labels[0], "searchable", rows=5)
+    assert manifest.delivery_counts("t", name) == {"pending": (3, 3)}
+    assert manifest.rows_delivered("t", name) == 0
+    manifest.record_delivery("t", labels[2], "applied", rows=2)  # a copy of its row is there already
+    manifest.record_delivery("t", labels[0], "applied", rows=1)
+    manifest.record_delivery("t", labels[1], "sent", rows=1)
+    assert manifest.labels_in("t", name, "applied") == [labels[0], labels[2]]
+    assert manifest.labels_in("t", name, "searchable") == []
+    assert manifest.delivery_counts("t", name) == {"applied": (2, 2), "sent": (1, 1)}
+    assert manifest.rows_delivered("t", name) == 3
+    manifest.record_delivery("t", labels[0], "searchable")
+    assert manifest.delivery_counts("t", name) == {"applied": (1, 1), "searchable": (1, 1), "sent": (1, 1)}
+    assert manifest.rows_delivered("t", name) == 3
+
+
 def test_a_target_that_came_back_empty_gets_everything_again(
     store: VectorStore, generation: Generation, labels: list[str]
 ) -> None:
