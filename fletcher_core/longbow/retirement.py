@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fletcher_core.errors import LongbowNotFound
 from fletcher_core.longbow.client import LongbowClient
+from fletcher_core.longbow.live_rows import LiveRows
 from fletcher_core.longbow.wire import BLOCK_ROWS
 from fletcher_core.sql import session
 from fletcher_core.store.generation import Generation
@@ -31,7 +32,10 @@ class Retirement:
     retired: int = 0
     kept: int = 0
     _done: set[str] = field(default_factory=set)
-    _live: tuple[int, npt.NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+    _live: LiveRows = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._live = LiveRows(self.generation)
 
     def start_over(self) -> None:
         """Forget what was done: the server may have been started again without it."""
@@ -46,8 +50,9 @@ class Retirement:
         if replaced is None:
             replaced = self.generation.read_segment(label)["replaces"].drop_null().to_numpy()
         if len(replaced):
-            stale = np.unique(replaced)
-            safe = safe_to_delete(stale, self.generation.segments(), self._live_sequences())
+            segments = self.generation.segments()
+            stale = self._perhaps_there(np.unique(replaced), segments)
+            safe = safe_to_delete(stale, segments, self._live.near(stale, BLOCK_ROWS))
             for sequence in safe.tolist():
                 if self.stopping():
                     return
@@ -62,12 +67,17 @@ class Retirement:
             return
         self.retired += 1
 
-    def _live_sequences(self) -> npt.NDArray[np.int64]:
-        """Sequences of all live rows, sorted; read anew when a segment was committed since."""
-        last = max((segment.last_sequence for segment in self.generation.segments()), default=-1)
-        if self._live[0] != last:
-            self._live = (last, live_sequences(self.generation))
-        return self._live[1]
+    def _perhaps_there(self, stale: npt.NDArray[np.int64], segments: Sequence[Segment]) -> npt.NDArray[np.int64]:
+        """Without rows that a merge dropped before their segment was sent, as to a server that came back empty: a call
+        for each row that was ever replaced would take far longer than sending all rows again."""
+        places = holders(segments, stale)
+        is_gone = (places >= 0) & ~self._live.are_stored(stale)
+        for place in np.unique(places[is_gone]).tolist():
+            segment = segments[place]
+            sent = self.generation.manifest.delivery(self.client.address.target, segment.label).rows
+            if sent != segment.upserts:  # it was sent with more rows than it has now
+                is_gone &= places != place
+        return stale[~is_gone]
 
 
 def safe_to_delete(
