@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--rows", default="100000,1000000", help="sizes, with commas between them")
     parser.add_argument("--dimension", type=int, default=64)
     parser.add_argument("--partitions", type=int, default=0, help="hash buckets; 0: one partition")
+    parser.add_argument("--memory-limit", default="2GB", help="of DuckDB while it finds changes")
     parser.add_argument("--redeliver", action="store_true", help="deliver everything once more, to an empty server")
     parser.add_argument("--no-longbow", dest="longbow", action="store_false", help="leave delivery out")
     parser.add_argument("--folder", type=Path, help="where tables and stores go; a temporary one by default")
@@ -93,21 +94,21 @@ def main() -> None:
     rows: list[Row] = []
     for size in sizes:
         with tempfile.TemporaryDirectory(prefix="fletcher-scale-", dir=options.folder) as folder:
-            steps = Run(Path(folder), size, options.dimension, options.partitions).all(
-                longbow=options.longbow, redeliver=options.redeliver
-            )
+            arguments = ["--dimension", str(options.dimension), "--partitions", str(options.partitions)]
+            arguments += ["--memory-limit", options.memory_limit]
+            steps = Run(Path(folder), size, arguments).all(longbow=options.longbow, redeliver=options.redeliver)
         runs[str(size)] = [asdict(step) | {"seconds": step.seconds, "cpu": step.cpu_seconds} for step in steps]
         rows += [Row(f"{step.name}, {size} rows", step.rows / step.seconds, "rows/s") for step in steps]
         show(size, steps)
-        settings = {"dimension": options.dimension, "partitions": options.partitions}
+        settings = {name: getattr(options, name) for name in ("dimension", "partitions", "memory_limit")}
         write_results(options.json, "scale", rows, settings=settings, runs=runs)
 
 
 class Run:
-    """All steps over a table of `rows` rows in `folder`."""
+    """All steps over a table of `rows` rows in `folder`; `arguments` are for each of them."""
 
-    def __init__(self, folder: Path, rows: int, dimension: int, partitions: int) -> None:
-        self.folder, self.rows, self.dimension, self.partitions = folder, rows, dimension, partitions
+    def __init__(self, folder: Path, rows: int, arguments: list[str]) -> None:
+        self.folder, self.rows, self.arguments = folder, rows, arguments
         self.server: subprocess.Popen[str] | None = None
         self.address: dict[str, Any] = {}
 
@@ -138,7 +139,7 @@ class Run:
 
     def step(self, what: str, rows: int, *, name: str = "", table: int = 1) -> Step:
         command = [str(ROOT / "bench" / "scale_steps.py"), what, "--folder", str(self.folder), "--table", str(table)]
-        command += ["--dimension", str(self.dimension), "--partitions", str(self.partitions)]
+        command += self.arguments
         if self.server is not None and (what == "deliver" or table == 2):
             command += ["--longbow", self.address["data"], "--meta", self.address["meta"]]
         return self.watched(name or what, rows, command)

@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--table", type=int, default=1, help="number of the table's version")
     parser.add_argument("--dimension", type=int, default=64)
     parser.add_argument("--partitions", type=int, default=0, help="hash buckets; 0: one partition without a name")
+    parser.add_argument("--memory-limit", default="2GB")
     parser.add_argument("--longbow", default="")
     parser.add_argument("--meta", default="")
     options = parser.parse_args()
@@ -98,7 +99,7 @@ def main() -> None:
                 embedder=embedder,
                 store=store,
                 longbow=longbow,
-                settings=MaterializeSettings(delivery_timeout=_DELIVERY_SECONDS),
+                settings=MaterializeSettings(memory_limit=options.memory_limit, delivery_timeout=_DELIVERY_SECONDS),
                 log_figures=False,
             )
             figures = embedded(reports)
