@@ -23,8 +23,7 @@ from fletcher_core.longbow.lanes import side_by_side
 from fletcher_core.longbow.transport import check_searchable, check_unchanged
 from fletcher_core.longbow.wire import blocks, split_table, wire_ids, wire_table
 from fletcher_core.store.generation import Generation
-from fletcher_core.store.locks import FileLock
-from fletcher_core.store.manifest import DELIVERED, STATES, Delivery, State
+from fletcher_core.store.manifest import DELIVERED, STATES, Delivery, State, delivery_lock
 from fletcher_core.store.segments import Segment
 from fletcher_core.telemetry.stages import Busy, observed, unwatched
 
@@ -87,10 +86,7 @@ class Outbox:
         self._expected = 0
         self._resume_at = 0.0
         self._short_since: float | None = None
-        self._lock = FileLock(
-            generation.root / "locks" / f"longbow-{self.target.replace(':', '_')}",
-            f"the delivery to Longbow at {self.target}",
-        )
+        self._lock = generation.place.lock(delivery_lock(self.target), f"the delivery to Longbow at {self.target}")
 
     def connect(self) -> bool:
         """Compare server and ledger: what the server lost is put back to the undelivered.

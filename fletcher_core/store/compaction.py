@@ -20,7 +20,7 @@ from fletcher_core.errors import StoreError
 from fletcher_core.sql import connect, first_line, literals
 from fletcher_core.store.durable import committed
 from fletcher_core.store.manifest import Manifest
-from fletcher_core.store.recovery import collect_garbage
+from fletcher_core.store.place import Place
 from fletcher_core.store.schema import DELETE, UPSERT
 from fletcher_core.store.segments import (
     Footer,
@@ -73,17 +73,17 @@ class _Survivors:
 
 
 def compact_partition(
-    root: Path, manifest: Manifest, generation: str, schema: pa.Schema, partition_key: str, files: Sequence[Path]
+    place: Place, manifest: Manifest, generation: str, schema: pa.Schema, partition_key: str, files: Sequence[Path]
 ) -> CompactionReport:
     """Merges `files`, neighbours in sequence order. The caller holds the partition's lock."""
     before = list(files)
     bytes_before, rows_before = _size(before)
     after = before
     if len(before) > 1:
-        after = _replace(root, manifest, schema, before, keep_deletes=True)
+        after = _replace(place, manifest, schema, before, keep_deletes=True)
     alone = len(manifest.files(generation, partition_key)) == 1
     if alone and _has_deletes(after) and manifest.deletes_delivered(generation, partition_key):
-        after = _replace(root, manifest, schema, after, keep_deletes=False)
+        after = _replace(place, manifest, schema, after, keep_deletes=False)
     bytes_after, rows_after = _size(after)
     return CompactionReport(len(before), len(after), rows_before, rows_after, bytes_before, bytes_after)
 
@@ -105,20 +105,21 @@ def newest_small_files(files: Sequence[Path], max_files: int) -> list[Path]:
 
 
 def _replace(
-    root: Path, manifest: Manifest, schema: pa.Schema, files: Sequence[Path], *, keep_deletes: bool
+    place: Place, manifest: Manifest, schema: pa.Schema, files: Sequence[Path], *, keep_deletes: bool
 ) -> list[Path]:
     """Puts one file in the place of several; none when no row survives."""
-    survivors = _survivors(root, files, keep_deletes)
+    survivors = _survivors(place.root, files, keep_deletes)
     folder = files[0].parent
     if len(survivors.sequences) == 0:
         manifest.drop_files(files)
-        collect_garbage(root, manifest, folder)
+        place.collect_garbage(manifest, folder)
         return []
     path = folder / f"{new_label(int(survivors.sequences[0]))}.parquet"
     with committed(path) as target:
         footer = _write_survivors(target, schema, files, survivors)
+    place.publish(path)
     manifest.add_file(path, footer)
-    collect_garbage(root, manifest, folder)
+    place.collect_garbage(manifest, folder)
     return [path]
 
 

@@ -22,11 +22,10 @@ from fletcher_core.store.compaction import CompactionReport, compact_partition, 
 from fletcher_core.store.durable import committed, move_into_place
 from fletcher_core.store.identity import FILE_NAME, Identity, read_identity
 from fletcher_core.store.ledger import LedgerSelect, ledger_select, refresh_ledger
-from fletcher_core.store.locks import FileLock
 from fletcher_core.store.manifest import Manifest
+from fletcher_core.store.place import Lock, Place
 from fletcher_core.store.planned import PlannedSegment, WrittenSegment, footer_of, write_table
 from fletcher_core.store.recent import RecentSegments
-from fletcher_core.store.recovery import collect_garbage, needs_recovery, recover
 from fletcher_core.store.rows import checked_rows, delete_rows, segment_table
 from fletcher_core.store.schema import check_text_name, folder_name
 from fletcher_core.store.segments import Footer, Segment, new_label, read_labelled
@@ -40,6 +39,7 @@ class Generation:
     """Made by `VectorStore.generation`. Safe to use from several threads; a lock belongs to the object that took it.
 
     Attributes:
+        place: where the files are.
         name: of the folder under `root`, and of the Longbow dataset.
         schema: Arrow schema of every segment.
         manifest: where deliveries are recorded.
@@ -47,8 +47,9 @@ class Generation:
             until it is replaced by one with room.
     """
 
-    def __init__(self, root: Path, manifest: Manifest, identity: Identity) -> None:
-        self.root = root
+    def __init__(self, place: Place, manifest: Manifest, identity: Identity) -> None:
+        self.place = place
+        self.root = place.root
         self.manifest = manifest
         self._identity = identity
         self._held: set[str] = set()
@@ -85,7 +86,7 @@ class Generation:
         with self._lock(partition_key).held(run_id):
             self._held.add(partition_key)
             try:
-                recover(self.root, self.manifest, self._folder(partition_key))
+                self.place.recover(self.manifest, self._folder(partition_key))
                 yield
             finally:
                 self._held.discard(partition_key)
@@ -179,6 +180,7 @@ class Generation:
         if len(self.manifest.files(self.name, partition_key)) > max_segments:
             with self._holding(partition_key, "compaction"):
                 files = self.manifest.files(self.name, partition_key)
+                self.place.present(files)
                 merged = self._compact(partition_key, newest_small_files(files, max_segments))
         self.refresh_ledger(partition_key)
         return merged
@@ -188,17 +190,12 @@ class Generation:
 
         Compaction does this; without it, `ledger_sql` is right as well, only slower.
         """
-        refresh_ledger(self.root, self._ledger(partition_key), self.segments(partition_key))
+        segments = self._here(self.segments(partition_key))
+        refresh_ledger(self.root, self._ledger(partition_key), segments)
 
     def recover(self) -> None:
         """Puts in order what killed runs left in partitions that nobody is using now."""
-        for folder in (self.root / self.name / "segments").glob("*/"):
-            lock = self._folder_lock(folder.name, folder.name)
-            if needs_recovery(self.manifest, folder) and lock.try_acquire("recovery"):
-                try:
-                    recover(self.root, self.manifest, folder)
-                finally:
-                    lock.release()
+        self.place.recover_unused(self.manifest, self.name)
 
     def empty(self, partition_key: str) -> int:
         """Deletes all live rows of a partition, as a run would of which the source has none left; returns how many.
@@ -221,7 +218,7 @@ class Generation:
         """Deletes a partition with all its rows and deliveries; `VectorStore.retire` is the public way."""
         with self._holding(partition_key, "retirement"):
             self.manifest.drop_files(self.manifest.files(self.name, partition_key))
-            collect_garbage(self.root, self.manifest, self._folder(partition_key))
+            self.place.collect_garbage(self.manifest, self._folder(partition_key))
             self._ledger(partition_key).unlink(missing_ok=True)
 
     # Reading
@@ -246,7 +243,10 @@ class Generation:
             if segment is None:
                 return self.schema.empty_table()
             recent = self.recent.take(label, segment.file)
-            return recent if recent is not None else read_labelled(segment.file, label).cast(self.schema)
+            if recent is not None:
+                return recent
+            self.place.present([segment.file])
+            return read_labelled(segment.file, label).cast(self.schema)
 
         return self.settled(read, label)
 
@@ -255,7 +255,7 @@ class Generation:
 
         It names today's files: use it soon, under the partition's lock where another process may compact.
         """
-        files = self.manifest.files(self.name, partition_key)
+        files = self._files(partition_key)
         relation = self._relation(files)
         if not files:
             return f"SELECT * FROM {relation}"
@@ -275,7 +275,7 @@ class Generation:
 
         def read() -> list[BinaryIO]:
             with ExitStack() as stack:
-                paths = self.manifest.files(self.name, partition_key)
+                paths = self._files(partition_key)
                 try:
                     files: list[BinaryIO] = [stack.enter_context(path.open("rb")) for path in paths]
                 except OSError as error:
@@ -295,7 +295,7 @@ class Generation:
 
         The hashes are numbers (UUID, `md5_number`), null where a row has none. It names today's files, as `live_sql`.
         """
-        return ledger_select(self._ledger(partition_key), self.segments(partition_key))
+        return ledger_select(self._ledger(partition_key), self._here(self.segments(partition_key)))
 
     def row_count(self, partition_key: str | None = None) -> int:
         """Number of live rows."""
@@ -324,7 +324,7 @@ class Generation:
         names = ["sequence", "id", "partition_key", "content_hash", *self.metadata_schema.names]
 
         def select() -> str:
-            relation = self._relation(self.manifest.files(self.name))
+            relation = self._relation(self._files())
             return (
                 f"SELECT {', '.join(map(identifier, names))} FROM {relation} "
                 f"WHERE op = 'upsert' AND sequence IN ({wanted}) AND sequence NOT IN "
@@ -336,8 +336,7 @@ class Generation:
     def siblings(self) -> list["Generation"]:
         """The collection's other generations, the one written most recently first."""
         names = self.manifest.generations(self._identity.collection)
-        identities = [read_identity(self.root / name) for name in names if name != self.name]
-        return [Generation(self.root, self.manifest, identity) for identity in identities]
+        return [open_generation(self.place, self.manifest, name) for name in names if name != self.name]
 
     def settled(self, read: Callable[[], _T], label: str | None = None) -> _T:
         """The result of `read`, tried again when compaction took a file away between its name and its opening.
@@ -356,6 +355,7 @@ class Generation:
             try:
                 return read()
             except (FileNotFoundError, duckdb.Error) as error:
+                self.place.refresh()
                 if attempt + 1 == _ATTEMPTS or files() == before:
                     raise StoreError(
                         f"a segment file of {self.name} cannot be read: {first_line(error)}. If it is gone or damaged "
@@ -377,6 +377,7 @@ class Generation:
         """The block makes the file `path`, which is recorded at its end, or is gone when that fails."""
         try:
             yield
+            self.place.publish(path)
             self.manifest.add_file(path, footer)
         except BaseException:
             if self.manifest.segment(self.name, label) is None:  # who is told that it failed may write the rows again
@@ -389,7 +390,8 @@ class Generation:
         return segment
 
     def _compact(self, partition_key: str, files: Sequence[Path]) -> CompactionReport:
-        return compact_partition(self.root, self.manifest, self.name, self.schema, partition_key, files)
+        self.place.present(files)
+        return compact_partition(self.place, self.manifest, self.name, self.schema, partition_key, files)
 
     def _folder(self, partition_key: str) -> Path:
         return self.root / self.name / "segments" / folder_name(partition_key)
@@ -397,12 +399,21 @@ class Generation:
     def _ledger(self, partition_key: str) -> Path:
         return self.root / self.name / "ledger" / f"{folder_name(partition_key)}.parquet"
 
-    def _lock(self, partition_key: str) -> FileLock:
-        return self._folder_lock(folder_name(partition_key), partition_key)
+    def _files(self, partition_key: str | None = None) -> list[Path]:
+        """Files to read now, on this machine."""
+        if partition_key not in self._held:  # nobody else changes a partition that is ours
+            self.place.refresh()
+        files = self.manifest.files(self.name, partition_key)
+        self.place.present(files)
+        return files
 
-    def _folder_lock(self, folder: str, partition: str) -> FileLock:
-        path = self.root / "locks" / f"{self.name}--{folder}.lock"
-        return FileLock(path, f"partition {partition!r} of {self.name}" if partition else self.name)
+    def _here(self, segments: list[Segment]) -> list[Segment]:
+        self.place.present([segment.file for segment in segments])
+        return segments
+
+    def _lock(self, partition_key: str) -> Lock:
+        name = f"{self.name}--{folder_name(partition_key)}.lock"
+        return self.place.lock(name, f"partition {partition_key!r} of {self.name}" if partition_key else self.name)
 
     def _holding(self, partition_key: str, run_id: str) -> AbstractContextManager[None]:
         return nullcontext() if partition_key in self._held else self.locked(partition_key, run_id)
@@ -417,3 +428,9 @@ class Generation:
                 return connection.sql(select()).to_arrow_table()
 
         return self.settled(read)
+
+
+def open_generation(place: Place, manifest: Manifest, name: str) -> Generation:
+    """The generation of this name. Raises StoreError when its identity cannot be read."""
+    place.present([place.root / name / FILE_NAME])
+    return Generation(place, manifest, read_identity(place.root / name))

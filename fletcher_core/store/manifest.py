@@ -4,25 +4,25 @@ One SQLite database that several processes may use at once. Segment files are th
 them: all of it but the deliveries can be rebuilt from their footers.
 """
 
-import sqlite3
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from fletcher_core.errors import StoreError
 from fletcher_core.store.database import Database
+from fletcher_core.store.operations import OPERATIONS, Operation, lock_of
+from fletcher_core.store.operations import SEQUENCE_LIMIT as SEQUENCE_LIMIT
 from fletcher_core.store.segments import Footer, Segment
 from fletcher_core.store.versions import MANIFEST_VERSION
 
 State = Literal["pending", "sending", "sent", "applied", "searchable"]
 STATES: tuple[State, ...] = ("pending", "sending", "sent", "applied", "searchable")
 DELIVERED: tuple[State, ...] = ("applied", "searchable")  # read back from the target
-SEQUENCE_LIMIT = 1 << 32  # Longbow keeps ids modulo 2^32
 
 MANIFEST_FILE = "manifest.sqlite"
-_SCHEMA = """
+SCHEMA = """
 CREATE TABLE IF NOT EXISTS counter (next_sequence INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS generations (
     name TEXT PRIMARY KEY, collection TEXT NOT NULL, created_at REAL NOT NULL, last_sequence INTEGER NOT NULL
@@ -64,18 +64,45 @@ class Delivery:
     searchable_at: float | None = None
 
 
+class Journal(Protocol):
+    """What keeps the manifest's changes: the database alone, or a log that other machines share."""
+
+    @property
+    def database(self) -> Database:
+        """Where the manifest is read."""
+
+    def perform(self, operation: Operation) -> Any:
+        """Makes a change, for good when this returns; gives what its function gives."""
+
+
+class Direct:
+    """Changes go into the database and nowhere else."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def perform(self, operation: Operation) -> Any:
+        """One transaction; undone when it raises."""
+        with self.database.writing() as connection:
+            return OPERATIONS[operation.name](connection, **operation.arguments)
+
+
 class Manifest:
     """The SQLite database at `<root>/manifest.sqlite`. Safe to share between threads.
 
-    `unwritable` says why the disk cannot be written, where that is so: the manifest is then only read.
+    `unwritable` says why the disk cannot be written, where that is so: the manifest is then only read. A `journal`
+    has the database already.
 
     Raises:
         StoreError: as `Database`.
     """
 
-    def __init__(self, root: Path, unwritable: StoreError | None = None) -> None:
+    def __init__(self, root: Path, unwritable: StoreError | None = None, *, journal: Journal | None = None) -> None:
         self._root = root
-        self._database = Database(root / MANIFEST_FILE, _SCHEMA, version=MANIFEST_VERSION, unwritable=unwritable)
+        if journal is None:
+            journal = Direct(Database(root / MANIFEST_FILE, SCHEMA, version=MANIFEST_VERSION, unwritable=unwritable))
+        self._journal = journal
+        self._database = journal.database
 
     def close(self) -> None:
         """Closes the database; the object cannot be used any more."""
@@ -89,15 +116,8 @@ class Manifest:
         Raises:
             StoreError: all 2^32 are used up.
         """
-        with self._database.writing() as connection:
-            (first,) = connection.execute("SELECT next_sequence FROM counter").fetchone()
-            if first + count > SEQUENCE_LIMIT:
-                raise StoreError(
-                    f"the store at {str(self._root)!r} has used up its 2^32 sequences (Longbow's ids end there): "
-                    "start a new store in another folder, and deliver it to an empty Longbow"
-                )
-            connection.execute("UPDATE counter SET next_sequence = ?", (first + count,))
-        return int(first)
+        first: int = self._perform("allocate", count=count)
+        return first
 
     def next_sequence(self) -> int | None:
         """The counter; None in a manifest that was just created and must be filled from the files."""
@@ -108,9 +128,11 @@ class Manifest:
 
     def add_generation(self, name: str, collection: str, created_at: float) -> None:
         """Makes a generation known; nothing happens when it already is."""
-        with self._database.writing() as connection:
-            values = (name, collection, created_at)
-            connection.execute("INSERT OR IGNORE INTO generations VALUES (?, ?, ?, 0)", values)
+        self._perform("add_generation", name=name, collection=collection, created_at=created_at)
+
+    def collections(self) -> list[str]:
+        """Names of the collections that have generations."""
+        return [name for (name,) in self._database.read("SELECT DISTINCT collection FROM generations ORDER BY 1")]
 
     def generations(self, collection: str) -> list[str]:
         """Names of a collection's generations, the one written most recently first."""
@@ -159,25 +181,33 @@ class Manifest:
         )
         return [key for (key,) in rows]
 
-    def add_file(self, file: Path, footer: Footer) -> None:
-        """Records a committed file in place of the files it took over, which become garbage. Safe to repeat."""
-        self.add_files([(file, footer)])
+    def add_file(self, file: Path, footer: Footer, size: int | None = None) -> None:
+        """Records a committed file in place of the files it took over, which become garbage. Safe to repeat.
 
-    def add_files(self, files: Iterable[tuple[Path, Footer]], *, next_sequence: int | None = None) -> None:
+        `size` in bytes; None for that of the file on this machine.
+        """
+        self.add_files([(file, footer)], sizes=None if size is None else [size])
+
+    def add_files(
+        self,
+        files: Iterable[tuple[Path, Footer]],
+        *,
+        next_sequence: int | None = None,
+        sizes: Sequence[int] | None = None,
+    ) -> None:
         """`add_file` for several at once, in one transaction; sets the counter when it is given."""
-        with self._database.writing() as connection:
-            for file, footer in files:
-                self._add_file(connection, file, footer)
-            if next_sequence is not None:
-                connection.execute("DELETE FROM counter")
-                connection.execute("INSERT INTO counter VALUES (?)", (next_sequence,))
+        files = list(files)
+        if sizes is None:
+            sizes = [file.stat().st_size for file, _ in files]
+        added = [
+            {"file": self._name(file), "bytes": size, "footer": asdict(footer)}
+            for (file, footer), size in zip(files, sizes, strict=True)
+        ]
+        self._perform("add_files", self._locks(file for file, _ in files), files=added, next_sequence=next_sequence)
 
     def drop_files(self, files: Sequence[Path], *, garbage: bool = True) -> None:
         """Forgets files with their segments and deliveries; they are garbage to collect unless already gone."""
-        with self._database.writing() as connection:
-            for file in files:
-                self._drop_file(connection, file, garbage)
-            _drop_orphaned_deliveries(connection)
+        self._perform("drop_files", self._locks(files), files=[self._name(file) for file in files], garbage=garbage)
 
     def garbage(self) -> list[Path]:
         """Files that count no more and are to be deleted."""
@@ -185,8 +215,7 @@ class Manifest:
 
     def collected(self, files: Sequence[Path]) -> None:
         """Records that garbage was deleted."""
-        with self._database.writing() as connection:
-            connection.executemany("DELETE FROM garbage WHERE file = ?", [(self._name(file),) for file in files])
+        self._perform("collected", files=[self._name(file) for file in files])
 
     # Deliveries
 
@@ -249,25 +278,8 @@ class Manifest:
         """
         if state not in STATES:
             raise StoreError(f"a delivery's state cannot be {state!r}: it is one of {', '.join(STATES)}")
-        values = {
-            "target": target, "label": label, "state": state, "rows": rows, "bytes": bytes, "now": time.time()
-        }  # fmt: skip
-        with self._database.writing() as connection:
-            connection.execute(
-                "INSERT OR IGNORE INTO targets SELECT generation, :target FROM segments WHERE label = :label",
-                values,
-            )
-            connection.execute(
-                "INSERT OR IGNORE INTO deliveries (target, label, state, rows, bytes) "
-                "SELECT :target, label, 'pending', 0, 0 FROM segments WHERE label = :label",
-                values,
-            )
-            stamp = "" if state == "pending" else f", {state}_at = :now"
-            connection.execute(
-                "UPDATE deliveries SET state = :state, rows = coalesce(:rows, rows), bytes = coalesce(:bytes, bytes)"
-                f"{stamp} WHERE target = :target AND label = :label",
-                values,
-            )
+        values = {"target": target, "label": label, "state": state, "rows": rows, "bytes": bytes, "now": time.time()}
+        self._deliver(target, "record_delivery", **values)
 
     def undelivered(self, target: str, generation: str) -> list[Segment]:
         """Segments that the target was not seen to hold (state below `applied`), in sequence order."""
@@ -281,12 +293,7 @@ class Manifest:
 
     def reset_deliveries(self, target: str, generation: str) -> None:
         """Forgets what a target received of a generation, as when it came back empty. The target stays known."""
-        with self._database.writing() as connection:
-            connection.execute(
-                "UPDATE deliveries SET state = 'pending', rows = 0, bytes = 0 WHERE target = ? "
-                "AND label IN (SELECT label FROM segments WHERE generation = ?)",
-                (target, generation),
-            )
+        self._deliver(target, "reset_deliveries", target=target, generation=generation)
 
     def deletes_delivered(self, generation: str, partition_key: str) -> bool:
         """Whether every target that ever got a segment of the generation holds all deletes of the partition."""
@@ -299,32 +306,15 @@ class Manifest:
         )
         return not rows
 
-    def _add_file(self, connection: sqlite3.Connection, file: Path, footer: Footer) -> None:
-        moved = {entry.label for entry in footer.segments}
-        for name in footer.inputs:
-            self._drop_file(connection, file.with_name(name), garbage=True)
-        rows = sum(entry.upserts + entry.deletes for entry in footer.segments)
-        size = file.stat().st_size
-        for entry in footer.segments:
-            share = size * (entry.upserts + entry.deletes) // rows
-            connection.execute(
-                f"INSERT OR IGNORE INTO segments ({_SEGMENT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (entry.label, footer.generation, footer.partition_key, self._name(file), entry.upserts,
-                 entry.deletes, entry.first_sequence, entry.last_sequence, share, entry.run_id, entry.committed_at),
-            )  # fmt: skip
-        if moved:
-            connection.execute(
-                "UPDATE generations SET last_sequence = max(last_sequence, ?) WHERE name = ?",
-                (max(entry.last_sequence for entry in footer.segments), footer.generation),
-            )
-        if footer.inputs:
-            _drop_orphaned_deliveries(connection)
+    def _perform(self, operation: str, locks: tuple[str, ...] = (), /, **arguments: Any) -> Any:
+        return self._journal.perform(Operation(operation, arguments, locks))
 
-    def _drop_file(self, connection: sqlite3.Connection, file: Path, garbage: bool) -> None:
-        name = self._name(file)
-        connection.execute("DELETE FROM segments WHERE file = ?", (name,))
-        if garbage:
-            connection.execute("INSERT OR IGNORE INTO garbage VALUES (?)", (name,))
+    def _deliver(self, to: str, operation: str, /, **arguments: Any) -> None:
+        """A change of deliveries: refused where another sender has taken over from this one."""
+        self._journal.perform(Operation(operation, arguments, (delivery_lock(to),), if_held=True))
+
+    def _locks(self, files: Iterable[Path]) -> tuple[str, ...]:
+        return tuple(sorted({lock_of(self._name(file)) for file in files}))
 
     def _segment(self, row: Sequence[object]) -> Segment:
         values = list(row)
@@ -335,8 +325,9 @@ class Manifest:
         return file.relative_to(self._root).as_posix()
 
 
-def _drop_orphaned_deliveries(connection: sqlite3.Connection) -> None:
-    connection.execute("DELETE FROM deliveries WHERE label NOT IN (SELECT label FROM segments)")
+def delivery_lock(target: str) -> str:
+    """The name of the lock under which rows are sent to a server."""
+    return f"longbow-{target.replace(':', '_')}"
 
 
 def _scope(generation: str, partition_key: str | None) -> tuple[str, tuple[str, ...]]:

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 
 from fletcher_core.errors import StoreError
 from fletcher_core.sql import session
-from fletcher_core.store.durable import committed, write_failed
+from fletcher_core.store.durable import committed
+from fletcher_core.store.place import LocalFolder, Place
 from fletcher_core.store.schema import folder_name
 from fletcher_core.store.versions import QUARANTINE_VERSION, check_version, version_of
 from fletcher_core.telemetry.metrics import QUARANTINED
@@ -54,8 +55,9 @@ _FOOTER = {_FOOTER_KEY: json.dumps({"version": QUARANTINE_VERSION}).encode()}
 class Quarantine:
     """The quarantine of one collection, in `folder`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, place: Place | None = None) -> None:
         self._folder = folder
+        self._place = LocalFolder(folder) if place is None else place
 
     def write(
         self,
@@ -146,6 +148,7 @@ class Quarantine:
         with committed(path) as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
             writer.write_table(rows.select(SCHEMA.names).cast(SCHEMA))
             writer.add_key_value_metadata(_FOOTER)
+        self._place.add_side_file(path)
 
     def read(self, partition_key: str | None = None) -> pa.Table:
         """One row an id: id, reason, message, content_hash, run_id, partition_key, attempts int32, at; as last seen.
@@ -168,11 +171,7 @@ class Quarantine:
     def retain(self, partition_key: str, run_id: str) -> None:
         """Drops what runs other than `run_id` put in: for the end of a run that tried the whole partition."""
         runs = {path: _read(path)["run_id"].unique().to_pylist() for path in self._files(partition_key)}
-        try:
-            for path in (path for path, found in runs.items() if run_id not in found):
-                path.unlink(missing_ok=True)
-        except OSError as error:
-            raise write_failed(self._folder, error) from error
+        self._place.drop_side_files([path for path, found in runs.items() if run_id not in found])
 
     def _recorded(self, partition_key: str | None) -> pa.Table:
         """Rows of all files with the number of their file."""
@@ -185,7 +184,8 @@ class Quarantine:
         return pa.concat_tables([schema.empty_table(), *tables])
 
     def _files(self, partition_key: str | None) -> list[Path]:
-        return sorted(self._folder.glob(f"{'*' if partition_key is None else folder_name(partition_key)}/*.parquet"))
+        partition = "*" if partition_key is None else folder_name(partition_key)
+        return self._place.side_files(self._folder, f"{partition}/*.parquet")
 
 
 def _count(rows: pa.Table) -> None:

@@ -5,7 +5,7 @@ when it is written and several after compaction; its footer lists them, so that 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,12 @@ class Footer:
     segments: tuple[SegmentEntry, ...]
     inputs: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> "Footer":
+        """The footer that `asdict` made `content` of. Raises KeyError or TypeError when there is something else."""
+        entries = tuple(SegmentEntry(**entry) for entry in content["segments"])
+        return cls(content["generation"], content["partition_key"], entries, tuple(content["inputs"]))
+
     def encode(self) -> dict[bytes, bytes]:
         """As Parquet key-value metadata."""
         return {_FOOTER_KEY: json.dumps({"version": SEGMENT_VERSION, **asdict(self)}).encode()}
@@ -114,8 +120,7 @@ def read_footer(path: Path) -> Footer:
         metadata = pq.read_metadata(path).metadata or {}
         content = json.loads(metadata[_FOOTER_KEY])
         check_version(path, version_of(content), SEGMENT_VERSION)
-        entries = tuple(SegmentEntry(**entry) for entry in content["segments"])
-        return Footer(content["generation"], content["partition_key"], entries, tuple(content["inputs"]))
+        return Footer.of(content)
     except (pa.ArrowException, AttributeError, KeyError, TypeError, ValueError) as error:
         raise StoreError(
             f"{str(path)!r} is damaged or no segment of Fletcher's ({error}): move it out of the folder; rows that "

@@ -18,6 +18,7 @@ from fletcher_core.errors import StoreError
 from fletcher_core.store.durable import committed
 from fletcher_core.store.generation import Generation
 from fletcher_core.store.health import VectorHealth
+from fletcher_core.store.place import Place
 from fletcher_core.store.schema import folder_name
 from fletcher_core.store.versions import STATISTICS_VERSION, NewerVersionError, check_version, version_of
 
@@ -58,7 +59,7 @@ def record_statistics(generation: Generation, health: VectorHealth, run_id: str)
         NewerVersionError: a newer Fletcher wrote it.
     """
     path = _file(generation, health.partition_key)
-    earlier = [run for run in _read(path, generation.card.dimension) if run.run_id != run_id]
+    earlier = [run for run in _read(generation.place, path, generation.card.dimension) if run.run_id != run_id]
     if not health.sound:
         return None
     now = RunStatistics(run_id, time.time(), health.sound, health.norm_mean, health.mean.tolist())
@@ -66,6 +67,7 @@ def record_statistics(generation: Generation, health: VectorHealth, run_id: str)
     content = {"version": STATISTICS_VERSION, "runs": [asdict(run) for run in runs]}
     with committed(path) as file:
         file.write(json.dumps(content).encode())
+    generation.place.write_shared(path)
     return _drift(earlier[-1], now) if earlier else None
 
 
@@ -87,10 +89,13 @@ def _file(generation: Generation, partition_key: str) -> Path:
     return generation.root / "statistics" / generation.name / f"{folder_name(partition_key)}.json"
 
 
-def _read(path: Path, dimension: int) -> list[RunStatistics]:
+def _read(place: Place, path: Path, dimension: int) -> list[RunStatistics]:
     """The runs in the file, the last one last; none, with a warning, when it is damaged."""
     try:
-        content = json.loads(path.read_bytes())
+        kept = place.read_shared(path)
+        if kept is None:
+            return []
+        content = json.loads(kept)
         check_version(path, version_of(content), STATISTICS_VERSION)
         runs = [RunStatistics(**run) for run in content["runs"]]
         for run in runs:
@@ -100,8 +105,6 @@ def _read(path: Path, dimension: int) -> list[RunStatistics]:
             ):
                 raise ValueError(f"the mean vector of run {run.run_id!r} is none of {dimension} numbers")
         return runs
-    except FileNotFoundError:
-        return []
     except NewerVersionError:
         raise
     except OSError as error:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from fletcher_core.store.generation import Generation
 from fletcher_core.store.identity import FILE_NAME, read_identity
-from fletcher_core.store.locks import lock_holder
 from fletcher_core.store.manifest import STATES
 from fletcher_core.store.store import VectorStore
 
@@ -77,7 +76,6 @@ def generation_status(generation: Generation) -> GenerationStatus:
     last = max(segments, key=lambda segment: segment.committed_at, default=None)
     outbox = {target: outbox_rows(generation, target) for target in generation.manifest.targets(generation.name)}
     waiting = [sum(rows.values()) - rows["searchable"] for rows in outbox.values()]
-    locks = sorted((generation.root / "locks").glob(f"{generation.name}--*.lock"))
     return GenerationStatus(
         name=generation.name,
         model=generation.card.name,
@@ -87,12 +85,14 @@ def generation_status(generation: Generation) -> GenerationStatus:
         partitions=len(generation.partitions()),
         rows=generation.row_count(),
         files=len(files),
-        bytes=sum(file.stat().st_size for file in files if file.exists()),
+        bytes=sum(file.stat().st_size for file in files if file.exists())
+        if generation.place.holds_all
+        else sum(segment.bytes for segment in segments),
         last_run_id=None if last is None else last.run_id,
         last_run_at=None if last is None else last.committed_at,
         outbox=outbox,
         pending=max(waiting, default=sum(segment.rows for segment in segments)),
-        locked_by=[holder for path in locks if (holder := lock_holder(path)) is not None],
+        locked_by=generation.place.holders(f"{generation.name}--"),
     )
 
 

@@ -17,10 +17,11 @@ from fletcher_core.models.card import ModelCard
 from fletcher_core.setting_values import VectorType
 from fletcher_core.store import workspace
 from fletcher_core.store.durable import TEMPORARY_SUFFIX, UnwritableError, make_directory
-from fletcher_core.store.generation import Generation
+from fletcher_core.store.generation import Generation, open_generation
 from fletcher_core.store.identity import FILE_NAME, Identity, read_identity
 from fletcher_core.store.locks import store_lock
 from fletcher_core.store.manifest import MANIFEST_FILE, Manifest
+from fletcher_core.store.place import LocalFolder, Place
 from fletcher_core.store.quarantine import Quarantine
 from fletcher_core.store.recovery import rebuild
 from fletcher_core.store.schema import check_text_name, folder_name
@@ -31,11 +32,12 @@ _log = logging.getLogger(__name__)
 class VectorStore:
     """Open one with `VectorStore.open`. Several collections and several processes may share a root."""
 
-    def __init__(self, root: Path, collection: str, manifest: Manifest) -> None:
-        self.root = root
+    def __init__(self, place: Place, collection: str, manifest: Manifest) -> None:
+        self.place = place
+        self.root = place.root
         self.collection = collection
         self.manifest = manifest
-        self.quarantine = Quarantine(root / "quarantine" / folder_name(collection))
+        self.quarantine = Quarantine(self.root / "quarantine" / folder_name(collection), place)
 
     @classmethod
     def open(cls, root: str | os.PathLike[str], *, collection: str) -> "VectorStore":
@@ -59,10 +61,10 @@ class VectorStore:
             if not (path / MANIFEST_FILE).is_file():
                 raise
             _log.warning("the vector store is opened for reading only: %s", error)
-            return cls(path, collection, Manifest(path, unwritable=error))
+            return cls(LocalFolder(path), collection, Manifest(path, unwritable=error))
         except OSError as error:
             raise StoreError(f"cannot use {str(path)!r} as a vector store: {error}") from error
-        store = cls(path, collection, manifest)
+        store = cls(LocalFolder(path), collection, manifest)
         workspace.sweep(path)
         for name in manifest.generations(collection):
             store._generation(name).recover()
@@ -94,7 +96,7 @@ class VectorStore:
             else:
                 identity.write(self.root / identity.name)
             self.manifest.add_generation(identity.name, self.collection, identity.created_at)
-        return Generation(self.root, self.manifest, identity)
+        return Generation(self.place, self.manifest, identity)
 
     def generations(self) -> list[Generation]:
         """All of the collection's generations, the one written most recently first."""
@@ -143,7 +145,7 @@ class VectorStore:
         self.close()
 
     def _generation(self, name: str) -> Generation:
-        return Generation(self.root, self.manifest, read_identity(self.root / name))
+        return open_generation(self.place, self.manifest, name)
 
 
 def _resolved(root: str | os.PathLike[str]) -> Path:
