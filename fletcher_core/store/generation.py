@@ -51,7 +51,7 @@ class Generation:
         self.place = place
         self.root = place.root
         self.manifest = manifest
-        self._identity = identity
+        self.identity = identity
         self._held: set[str] = set()
         self.recent = RecentSegments(0)
         self.name: str = identity.name
@@ -60,17 +60,17 @@ class Generation:
     @property
     def card(self) -> ModelCard:
         """The model whose vectors these are."""
-        return self._identity.card
+        return self.identity.card
 
     @property
     def metadata_schema(self) -> pa.Schema:
         """Names and types of the metadata columns."""
-        return self._identity.metadata_schema
+        return self.identity.metadata_schema
 
     @property
     def vector_type(self) -> VectorType:
         """Element type of the stored vectors."""
-        return self._identity.vector_type
+        return self.identity.vector_type
 
     # Writing
 
@@ -152,6 +152,33 @@ class Generation:
                 move_into_place(plan.path, path)
         return self._known(plan.label)
 
+    def record_segment(self, partition_key: str, label: str, footer: Footer, size: int) -> Segment:
+        """Commits a segment file that another process has written, under its final name, for this run.
+
+        The caller holds the partition (`locked`), and gave out the label (`new_label`) and the sequences
+        (`manifest.allocate`). The file need not be on this machine where the store is on object storage.
+
+        Args:
+            footer: as it stands in the file.
+            size: of the file in bytes.
+
+        Raises:
+            StoreError: the partition is not held, or the footer is of another partition or label.
+            StoreLockedError: another run took the partition over.
+        """
+        entries = {entry.label for entry in footer.segments}
+        if (footer.generation, footer.partition_key, entries) != (self.name, partition_key, {label}):
+            raise StoreError(
+                f"the footer of {label} is of {footer.generation}, {footer.partition_key!r}, {sorted(entries)}: "
+                f"it was to be of {self.name}, partition {partition_key!r}"
+            )
+        if partition_key not in self._held:
+            raise StoreError(f"partition {partition_key!r} of {self.name} is not held by this run: lock it first")
+        self.manifest.add_file(self._folder(partition_key) / f"{label}.parquet", footer, size)
+        segment = self.manifest.segment(self.name, label)
+        assert segment is not None
+        return segment
+
     def compact(self, partition_key: str | None = None) -> CompactionReport:
         """Merges each partition's files into one without superseded rows; deletes go too once every target has them.
 
@@ -228,8 +255,8 @@ class Generation:
         return self.manifest.segments(self.name, partition_key)
 
     def files(self, partition_key: str | None = None) -> list[Path]:
-        """Parquet files that hold the segments, in sequence order."""
-        return self.manifest.files(self.name, partition_key)
+        """Parquet files that hold the segments, in sequence order, on this machine."""
+        return self._files(partition_key)
 
     def partitions(self) -> list[str]:
         """Keys of the partitions that have segments."""
@@ -335,7 +362,7 @@ class Generation:
 
     def siblings(self) -> list["Generation"]:
         """The collection's other generations, the one written most recently first."""
-        names = self.manifest.generations(self._identity.collection)
+        names = self.manifest.generations(self.identity.collection)
         return [open_generation(self.place, self.manifest, name) for name in names if name != self.name]
 
     def settled(self, read: Callable[[], _T], label: str | None = None) -> _T:
@@ -355,7 +382,7 @@ class Generation:
             try:
                 return read()
             except (FileNotFoundError, duckdb.Error) as error:
-                self.place.refresh()
+                self.place.refresh(now=True)
                 if attempt + 1 == _ATTEMPTS or files() == before:
                     raise StoreError(
                         f"a segment file of {self.name} cannot be read: {first_line(error)}. If it is gone or damaged "
@@ -403,9 +430,18 @@ class Generation:
         """Files to read now, on this machine."""
         if partition_key not in self._held:  # nobody else changes a partition that is ours
             self.place.refresh()
-        files = self.manifest.files(self.name, partition_key)
-        self.place.present(files)
-        return files
+        for _ in range(_ATTEMPTS):
+            files = self.manifest.files(self.name, partition_key)
+            try:
+                self.place.present(files)
+                return files
+            except FileNotFoundError as error:  # merged on another machine since we looked
+                self.place.refresh(now=True)
+                gone = error
+        raise StoreError(
+            f"a segment file of {self.name} is gone: {gone}. Restore it in {self.place.address}, or `fletcher drop` "
+            "its partition and run again"
+        ) from gone
 
     def _here(self, segments: list[Segment]) -> list[Segment]:
         self.place.present([segment.file for segment in segments])

@@ -52,8 +52,9 @@ class Place(Protocol):
     def holders(self, prefix: str) -> list[str]:
         """Who holds locks whose names begin so."""
 
-    def refresh(self) -> None:
-        """Takes note of what others committed in the meantime; a failure to is only logged."""
+    def refresh(self, *, now: bool = False) -> None:
+        """Takes note of what others committed in the meantime, a few seconds late unless `now`; a failure to is only
+        logged."""
 
     def present(self, files: Sequence[Path]) -> None:
         """Sees that segment and identity files are on this machine.
@@ -66,7 +67,7 @@ class Place(Protocol):
     def publish(self, file: Path) -> None:
         """Makes a finished file everyone's, before the manifest names it."""
 
-    def recover(self, manifest: Manifest, folder: Path, *, took_over: bool = False) -> None:
+    def recover(self, manifest: Manifest, folder: Path) -> None:
         """Puts in order what killed runs left in a partition's folder. The caller holds its lock."""
 
     def recover_unused(self, manifest: Manifest, generation: str) -> None:
@@ -89,6 +90,9 @@ class Place(Protocol):
 
     def write_shared(self, file: Path) -> None:
         """Makes a finished file what `read_shared` gives to everyone."""
+
+    def close(self) -> None:
+        """Nothing is locked through it any more."""
 
 
 class LocalFolder:
@@ -113,7 +117,7 @@ class LocalFolder:
         paths = sorted((self.root / "locks").glob(f"{prefix}*.lock"))
         return [holder for path in paths if (holder := lock_holder(path)) is not None]
 
-    def refresh(self) -> None:
+    def refresh(self, *, now: bool = False) -> None:
         """Everyone uses the same manifest."""
 
     def present(self, files: Sequence[Path]) -> None:
@@ -122,7 +126,7 @@ class LocalFolder:
     def publish(self, file: Path) -> None:
         """It is everyone's since it was renamed."""
 
-    def recover(self, manifest: Manifest, folder: Path, *, took_over: bool = False) -> None:
+    def recover(self, manifest: Manifest, folder: Path) -> None:
         """Files are the truth: the manifest is made to say what they say."""
         recover(self.root, manifest, folder)
 
@@ -164,3 +168,6 @@ class LocalFolder:
 
     def write_shared(self, file: Path) -> None:
         """It is there."""
+
+    def close(self) -> None:
+        """Locks are closed with their files."""

@@ -85,9 +85,7 @@ def generation_status(generation: Generation) -> GenerationStatus:
         partitions=len(generation.partitions()),
         rows=generation.row_count(),
         files=len(files),
-        bytes=sum(file.stat().st_size for file in files if file.exists())
-        if generation.place.holds_all
-        else sum(segment.bytes for segment in segments),
+        bytes=sum(file.stat().st_size for file in files if file.exists()),
         last_run_id=None if last is None else last.run_id,
         last_run_at=None if last is None else last.committed_at,
         outbox=outbox,

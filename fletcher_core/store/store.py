@@ -1,4 +1,5 @@
-"""The vector store of a collection on a local disk: Parquet segments, a manifest, locks, a quarantine.
+"""The vector store of a collection, on a local disk or on object storage: Parquet segments, a manifest, locks, a
+quarantine.
 
 It is the durable output, the record that change detection compares with, and the outbox for Longbow.
 """
@@ -16,9 +17,10 @@ from fletcher_core.errors import ConfigError, StoreError
 from fletcher_core.models.card import ModelCard
 from fletcher_core.setting_values import VectorType
 from fletcher_core.store import workspace
+from fletcher_core.store.cloud.objects import checked_address, is_address
 from fletcher_core.store.durable import TEMPORARY_SUFFIX, UnwritableError, make_directory
 from fletcher_core.store.generation import Generation, open_generation
-from fletcher_core.store.identity import FILE_NAME, Identity, read_identity
+from fletcher_core.store.identity import FILE_NAME, Identity
 from fletcher_core.store.locks import store_lock
 from fletcher_core.store.manifest import MANIFEST_FILE, Manifest
 from fletcher_core.store.place import LocalFolder, Place
@@ -44,14 +46,18 @@ class VectorStore:
         """Opens or creates the store, and puts in order what killed runs left behind.
 
         Raises:
-            ConfigError: no collection name, or one that is not valid Unicode.
-            StoreError: the folder cannot be used, or files in it are damaged or of a newer version.
+            ConfigError: no collection name, or one that is not valid Unicode; an address that cannot be one.
+            StoreError: the folder or the object storage cannot be used, or files in it are damaged or of a newer
+                version.
 
-        A store that is there, but whose disk is full, read-only or not ours, is opened for reading: writing raises.
+        A store on object storage has an address, as `s3://bucket/folder`. One on a disk that is full, read-only or
+        not ours is opened for reading: writing raises.
         """
         if not collection:
             raise ConfigError("a vector store needs a collection name")
         check_text_name("collection", collection)
+        if is_address(root):
+            return cls._on_object_storage(checked_address(str(root)), collection)
         path = _resolved(root)
         try:
             make_directory(path)
@@ -70,9 +76,24 @@ class VectorStore:
             store._generation(name).recover()
         return store
 
+    @classmethod
+    def _on_object_storage(cls, address: str, collection: str) -> "VectorStore":
+        from fletcher_core.store.cloud.working_copy import open_working_copy
+
+        place, manifest = open_working_copy(address)
+        store = cls(place, collection, manifest)
+        workspace.sweep(place.root)
+        for name in manifest.generations(collection):
+            place.recover_unused(manifest, name)
+        return store
+
     @staticmethod
     def exists(root: str | os.PathLike[str]) -> bool:
         """Whether `open` would find a store there rather than make one."""
+        if is_address(root):
+            from fletcher_core.store.cloud.working_copy import is_store
+
+            return is_store(checked_address(str(root)))
         path = Path(root)
         return (path / MANIFEST_FILE).is_file() or any(path.glob(f"*/{FILE_NAME}"))
 
@@ -87,16 +108,23 @@ class VectorStore:
             ConfigError: a metadata column has a reserved name, or the vector type is unknown.
         """
         identity = Identity.new(self.collection, card, metadata_schema, vector_type)
-        with store_lock(self.root).held("generation", patience=60):
-            for name in self.manifest.generations(self.collection):
-                known = read_identity(self.root / name)
-                if known.describes(identity):
-                    identity = known
-                    break
-            else:
-                identity.write(self.root / identity.name)
+        self.place.refresh(now=True)
+        if (known := self._known(identity)) is not None:
+            return known
+        with self.place.lock("store.lock", f"the store at {self.place.address!r}").held("generation", patience=60):
+            if (known := self._known(identity)) is not None:
+                return known
+            identity.write(self.root / identity.name)
+            self.place.publish(self.root / identity.name / FILE_NAME)
             self.manifest.add_generation(identity.name, self.collection, identity.created_at)
         return Generation(self.place, self.manifest, identity)
+
+    def _known(self, identity: Identity) -> Generation | None:
+        """The generation that `identity` describes, if there is one."""
+        known = (
+            open_generation(self.place, self.manifest, name) for name in self.manifest.generations(self.collection)
+        )
+        return next((each for each in known if each.identity.describes(identity)), None)
 
     def generations(self) -> list[Generation]:
         """All of the collection's generations, the one written most recently first."""
@@ -134,6 +162,7 @@ class VectorStore:
 
     def close(self) -> None:
         """Closes the manifest."""
+        self.place.close()
         self.manifest.close()
 
     def __enter__(self) -> "VectorStore":

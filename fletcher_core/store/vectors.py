@@ -54,8 +54,10 @@ def write_known_vectors(
 
 
 def _files(generation: Generation) -> list[Path]:
+    """Of a store on object storage only those that are here: a few texts are embedded sooner than all is fetched."""
     served = (each for each in (generation, *generation.siblings()) if _serves(each, generation))
-    return [path for each in served for path in each.files()]
+    files = (path for each in served for path in each.manifest.files(each.name))
+    return [path for path in files if generation.place.holds_all or path.exists()]
 
 
 def _serves(other: Generation, generation: Generation) -> bool:

@@ -1,0 +1,262 @@
+"""The log of a manifest's changes: numbered objects, each put only if there is none of its number.
+
+That conditional put is the commit. The manifest in the working copy is what the log makes of an empty one: a change is
+applied to it in a transaction, its entry put as the next, and the transaction ended; was somebody faster with that
+number, it is undone, theirs is applied, and ours tried again. So the working copy may be behind the log, after a crash
+by that one entry, and is never ahead of it. Entries are kept for ever: who is behind, however far, finds what is next.
+"""
+
+import gzip
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
+from typing import Any
+from uuid import uuid4
+
+from fletcher_core.errors import StoreError
+from fletcher_core.store.cloud.bucket import Bucket
+from fletcher_core.store.cloud.changes import CHANGES, check_leases, dumped, load
+from fletcher_core.store.database import Database
+from fletcher_core.store.operations import Operation
+from fletcher_core.store.versions import MANIFEST_VERSION, NewerVersionError, version_of
+
+IDENTITY = "fletcher.json"
+CHECKPOINT_EVERY = 100  # entries
+_CHECKPOINTS_KEPT = 2  # somebody may be about to read the last but one
+_AT_ONCE = 8  # requests
+_BATCH = 200  # entries in a transaction
+_log = logging.getLogger(__name__)
+
+
+class _Behind(Exception):
+    """Somebody else's entry has the number that ours was to have."""
+
+
+class ManifestLog:
+    """The log in `bucket`, and the manifest in `database` (with `changes.SCHEMA`) that follows it.
+
+    Safe to use from several threads, and by several processes that share the database. `held` are the tokens of the
+    leases that this object's owner has taken, by name.
+    """
+
+    def __init__(self, bucket: Bucket, database: Database) -> None:
+        self.database = database
+        self.held: dict[str, str] = {}
+        self._bucket = bucket
+        self._synced_at = -float("inf")
+        self._looking = threading.Lock()
+
+    def perform(self, operation: Operation) -> Any:
+        """Makes a change for everyone; gives what its function gives.
+
+        Raises:
+            StoreLockedError: a lease that the change needs was taken over by another run.
+            StoreError: the object storage does not answer; whether the change counts shows when it does.
+            Whatever the change's own function raises, on the newest state there is.
+        """
+        while True:
+            refusal: Exception | None = None
+            try:
+                return self._append(operation)
+            except _Behind:
+                pass
+            except _Refused as error:  # perhaps only by a state that is out of date
+                refusal = error.reason
+            if not self.sync() and refusal is not None:
+                raise refusal
+
+    def sync(self) -> int:
+        """Applies what others have added; how many entries. One request when there is nothing."""
+        applied = 0
+        number, _ = self._position()
+        if number == 0:
+            applied += self._load_checkpoint()
+            number, _ = self._position()
+        first = self._bucket.get(_name(number + 1))
+        if first is not None:
+            names = self._bucket.names("log", after=_name(number + 1))
+            if len(names) > 2 * CHECKPOINT_EVERY:
+                applied += self._load_checkpoint()
+                number, _ = self._position()
+                names = [name for name in names if name > _name(number)]
+            else:
+                applied += self._apply([(number + 1, first)])
+            with ThreadPoolExecutor(_AT_ONCE) as threads:
+                for start in range(0, len(names), _BATCH):
+                    batch = names[start : start + _BATCH]
+                    found = threads.map(self._bucket.get, batch)
+                    applied += self._apply(
+                        [(_number(name), data or b"") for name, data in zip(batch, found, strict=True)]
+                    )
+        self._synced_at = time.monotonic()
+        return applied
+
+    def refresh(self, max_age: float) -> None:
+        """`sync`, unless that was less than `max_age` seconds ago; that the storage does not answer is only logged."""
+        if time.monotonic() - self._synced_at < max_age or not self._looking.acquire(blocking=False):
+            return
+        try:
+            self.sync()
+        except NewerVersionError:
+            raise
+        except StoreError as error:
+            self._synced_at = time.monotonic()
+            _log.warning("what others committed meanwhile is not known: %s", error)
+        finally:
+            self._looking.release()
+
+    def _append(self, operation: Operation) -> Any:
+        """One attempt, on the state that is here. Raises _Behind and _Refused."""
+        leases = self._leases(operation)
+        with self.database.writing() as connection:
+            ((number, last),) = connection.execute("SELECT number, entry FROM log").fetchall()
+            try:
+                check_leases(connection, leases)
+                result = CHANGES[operation.name](connection, **operation.arguments)
+            except Exception as error:
+                raise _Refused(error) from error
+            entry = uuid4().hex
+            content = {
+                "version": MANIFEST_VERSION,
+                "id": entry,
+                "after": last,
+                "operation": operation.name,
+                "arguments": operation.arguments,
+                "leases": leases,
+            }
+            if not self._bucket.create(_name(number + 1), json.dumps(content).encode()):
+                raise _Behind
+            connection.execute("UPDATE log SET number = ?, entry = ?", (number + 1, entry))
+            due = (number + 1) % CHECKPOINT_EVERY == 0
+            tables = dumped(connection) if due else {}
+        self._synced_at = time.monotonic()
+        if due:
+            self._checkpoint(number + 1, entry, tables)
+        return result
+
+    def _leases(self, operation: Operation) -> dict[str, str]:
+        tokens = {name: token for name in operation.locks if (token := self.held.get(name)) is not None}
+        if not operation.if_held and len(tokens) < len(operation.locks):
+            missing = ", ".join(sorted(set(operation.locks) - set(tokens)))
+            raise StoreError(f"a store on object storage is only written under a lock, and {missing} is not held")
+        return tokens
+
+    def _apply(self, entries: Iterable[tuple[int, bytes]]) -> int:
+        """Applies entries that are next; passes over those that another process has applied meanwhile."""
+        applied = 0
+        with self.database.writing() as connection:
+            ((number, last),) = connection.execute("SELECT number, entry FROM log").fetchall()
+            for place, data in entries:
+                if place <= number:
+                    continue
+                content = _content(self._bucket.address, _name(place), data)
+                if place != number + 1 or content["after"] != last:
+                    raise StoreError(
+                        f"{_name(place)!r} in {self._bucket.address} does not follow what this machine knows of the "
+                        "store: objects were lost, or put there by something else. Delete the working copy (see "
+                        "FLETCHER_CLOUD_CACHE) while no run uses it, and open the store again"
+                    )
+                try:
+                    check_leases(connection, content["leases"])
+                    CHANGES[content["operation"]](connection, **content["arguments"])
+                except Exception as error:
+                    raise StoreError(
+                        f"{_name(place)!r} in {self._bucket.address} cannot be applied: {error!r}. It is damaged; "
+                        "restore it from a backup of the bucket"
+                    ) from error
+                number, last = place, content["id"]
+                applied += 1
+            connection.execute("UPDATE log SET number = ?, entry = ?", (number, last))
+        return applied
+
+    def _position(self) -> tuple[int, str]:
+        ((number, entry),) = self.database.read("SELECT number, entry FROM log")
+        return number, entry
+
+    # Checkpoints
+
+    def _checkpoint(self, number: int, entry: str, tables: dict[str, Any]) -> None:
+        """So that a fresh copy need not read the whole log. That it fails is no harm: there will be another."""
+        content = {"version": MANIFEST_VERSION, "id": entry, "tables": tables}
+        try:
+            self._bucket.create(_checkpoint_name(number), gzip.compress(json.dumps(content).encode(), mtime=0))
+            self._bucket.delete(self._bucket.names("checkpoints")[:-_CHECKPOINTS_KEPT])
+        except StoreError as error:
+            _log.warning("no checkpoint was made: %s", error)
+
+    def _load_checkpoint(self) -> int:
+        """The newest checkpoint in place of what is here, if that is older; whether there was one."""
+        while names := self._bucket.names("checkpoints"):
+            data = self._bucket.get(names[-1])
+            if data is None:  # two newer ones were made since we looked
+                continue
+            content = _content(self._bucket.address, names[-1], gzip.decompress(data))
+            with self.database.writing() as connection:
+                ((number,),) = connection.execute("SELECT number FROM log").fetchall()
+                if number >= _number(names[-1]):
+                    return 0
+                load(connection, content["tables"])
+                values = (_number(names[-1]), content["id"])
+                connection.execute("UPDATE log SET number = ?, entry = ?", values)
+            return 1
+        return 0
+
+
+class _Refused(Exception):
+    """The change's own function, or a lease, was against it."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+def store_id(bucket: Bucket, *, make: bool) -> str | None:
+    """The id of the store in the bucket, by which one that was deleted and begun anew is known; None without a store.
+
+    Args:
+        make: begin a store where there is none.
+
+    Raises:
+        NewerVersionError: a newer Fletcher made it.
+        StoreError: the object storage does not answer.
+    """
+    while True:
+        data = bucket.get(IDENTITY)
+        if data is not None:
+            identity: str = _content(bucket.address, IDENTITY, data)["id"]
+            return identity
+        if not make:
+            return None
+        bucket.create(IDENTITY, json.dumps({"version": MANIFEST_VERSION, "id": uuid4().hex}).encode())
+
+
+def _content(address: str, name: str, data: bytes) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(data)
+        version = version_of(content)
+    except (AttributeError, ValueError) as error:
+        raise StoreError(
+            f"{name!r} in {address} is damaged ({error}): restore it from a backup of the bucket"
+        ) from error
+    if version > MANIFEST_VERSION:
+        raise NewerVersionError(
+            f"{name!r} in {address} was written by a newer Fletcher: it is of version {version}, and this Fletcher "
+            f"reads up to version {MANIFEST_VERSION}. Upgrade Fletcher; nothing in the store was changed"
+        )
+    return content
+
+
+def _name(number: int) -> str:
+    return f"log/{number:010d}.json"
+
+
+def _checkpoint_name(number: int) -> str:
+    return f"checkpoints/{number:010d}.json.gz"
+
+
+def _number(name: str) -> int:
+    return int(PurePosixPath(name).name.split(".")[0])

@@ -1,0 +1,196 @@
+"""Object storage through obstore: one request a call, or as many as a large file takes, without a second attempt.
+
+Names are paths below the address that was opened. Credentials are those of the environment, and are in no message.
+"""
+
+import importlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+from fletcher_core.errors import ConfigError, StoreError
+
+SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl")
+_CONNECT = timedelta(seconds=5)
+_READ = timedelta(seconds=20)
+_WHOLE = timedelta(hours=1)  # a large file over a slow line; a line that is dead is found by _READ
+
+
+class ObjectExists(Exception):
+    """There is an object of this name already."""
+
+
+class ObjectRefused(Exception):
+    """Asking again is of no use: the credentials, the bucket's name or the request are wrong."""
+
+
+class ObjectFailed(Exception):
+    """No answer, or that of a server in trouble: whether the request was carried out is not known."""
+
+
+class Objects(Protocol):
+    """What is needed of object storage. Calls raise the errors above, and FileNotFoundError for what is not there."""
+
+    def create(self, name: str, data: bytes) -> None:
+        """Puts an object unless there is one of this name: ObjectExists."""
+
+    def put(self, name: str, data: bytes | Path) -> None:
+        """Puts an object in the place of one of this name."""
+
+    def get(self, name: str) -> bytes:
+        """The object's bytes."""
+
+    def download(self, name: str, target: Any) -> None:
+        """Writes the object's bytes into the open file `target`."""
+
+    def names(self, prefix: str, after: str = "") -> list[str]:
+        """Names that begin with the folder `prefix`, sorted, of those above `after`."""
+
+    def folders(self) -> list[str]:
+        """Names of the folders at the top."""
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Deletes objects; those that are not there are passed over."""
+
+
+def is_address(place: object) -> bool:
+    """Whether `place` is an address of object storage, as `s3://bucket/folder`, rather than a path."""
+    return isinstance(place, str) and bool(re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", place))
+
+
+def checked_address(address: str) -> str:
+    """`address` in its one form, without slashes at its end.
+
+    Raises:
+        ConfigError: a protocol that no store can be on, no bucket, or credentials in the address.
+    """
+    protocol, rest = address.split("://", 1)
+    bucket, _, folder = rest.partition("/")
+    if protocol.lower() not in SCHEMES:
+        raise ConfigError(
+            f"a vector store cannot be at {_shown(address)!r}: give a folder, or an address that begins with "
+            f"{', '.join(f'{scheme}://' for scheme in SCHEMES[:4])}"
+        )
+    if not bucket or any(sign in rest for sign in "?#") or ("@" in bucket and not protocol.lower().startswith("abfs")):
+        raise ConfigError(
+            f"the vector store's address {_shown(address)!r} must be {protocol}://BUCKET/FOLDER and nothing else: "
+            "credentials and options are taken from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL and the like)"
+        )
+    parts = [part for part in folder.split("/") if part]
+    if any(part in (".", "..") for part in parts):
+        raise ConfigError(f"the vector store's address {address!r} has a part {'.'!r} or {'..'!r}: name the folder")
+    return "/".join([f"{protocol.lower()}://{bucket}", *parts])
+
+
+def client_options() -> dict[str, Any]:
+    """How long to wait for an answer; plain HTTP where the environment names an endpoint with it."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    plain = {"allow_http": True} if endpoint.startswith("http://") else {}
+    return {"connect_timeout": _CONNECT, "read_timeout": _READ, "timeout": _WHOLE, **plain}
+
+
+class ObstoreObjects:
+    """Object storage at an address that obstore knows.
+
+    Raises:
+        ConfigError: obstore is not installed, or the environment has settings that it does not understand.
+    """
+
+    def __init__(self, address: str) -> None:
+        try:
+            self._obstore: Any = importlib.import_module("obstore")
+            from_url = importlib.import_module("obstore.store").from_url
+        except ImportError as error:
+            raise ConfigError(
+                f'a vector store at {address!r} needs the package obstore: pip install "fletcher[cloud]" ({error})'
+            ) from error
+        try:
+            # Attempts are counted where it is known what a lost answer means.
+            self._store: Any = from_url(
+                address,
+                client_options=client_options(),
+                retry_config={"max_retries": 0},
+            )
+        except Exception as error:  # obstore's own, of many kinds
+            raise ConfigError(f"object storage at {address!r} cannot be used: {_reason(error)}") from error
+
+    def create(self, name: str, data: bytes) -> None:
+        """A conditional put: If-None-Match."""
+        with self._explained():
+            self._obstore.put(self._store, name, data, mode="create", use_multipart=False)
+
+    def put(self, name: str, data: bytes | Path) -> None:
+        """In parts where it is large."""
+        with self._explained():
+            self._obstore.put(self._store, name, data, max_concurrency=4)
+
+    def get(self, name: str) -> bytes:
+        """In one request."""
+        with self._explained():
+            return bytes(self._obstore.get(self._store, name).bytes())
+
+    def download(self, name: str, target: Any) -> None:
+        """In one request, piece by piece."""
+        with self._explained():
+            found = self._obstore.get(self._store, name)
+            written = 0
+            for piece in found.stream(min_chunk_size=4 << 20):
+                written += target.write(piece)
+            if written != found.meta["size"]:
+                raise ObjectFailed(f"{written} of {found.meta['size']} bytes of {name!r} came")
+
+    def names(self, prefix: str, after: str = "") -> list[str]:
+        """A request for each 1000 names."""
+        with self._explained():
+            listed = self._obstore.list(self._store, prefix=prefix, **({"offset": after} if after else {}))
+            return sorted(found["path"] for some in listed for found in some)
+
+    def folders(self) -> list[str]:
+        """In one request for each 1000."""
+        with self._explained():
+            return sorted(self._obstore.list_with_delimiter(self._store)["common_prefixes"])
+
+    def delete(self, names: Sequence[str]) -> None:
+        """A request for each 1000."""
+        with self._explained():
+            self._obstore.delete(self._store, list(names))
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        errors = self._obstore.exceptions
+        try:
+            yield
+        except FileNotFoundError as error:
+            if "NoSuchBucket" in str(error):
+                raise ObjectRefused("there is no such bucket") from error
+            raise
+        except (errors.AlreadyExistsError, errors.PreconditionError) as error:
+            raise ObjectExists(_reason(error)) from error
+        except (errors.PermissionDeniedError, errors.UnauthenticatedError, errors.InvalidPathError) as error:
+            raise ObjectRefused(_reason(error)) from error
+        except StoreError:
+            raise
+        except (errors.BaseError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the file on this machine
+                raise
+            raise ObjectFailed(_reason(error)) from error
+
+
+def _reason(error: BaseException) -> str:
+    """An error in few words, without what a server's answer repeats of the request's signature and keys."""
+    text = str(error)
+    code, told = (re.search(rf"<{tag}>([^<]*)</{tag}>", text) for tag in ("Code", "Message"))
+    cause = next((line.strip() for line in reversed(text.splitlines()) if "rror" in line and "<" not in line), "")
+    status = re.search(r"status code: (\d{3}[^:<]*)", text)
+    parts = [found[1].strip() for found in (status, code, told) if found]
+    plain = "; ".join(dict.fromkeys(parts)) or text.split("<?xml")[0].split("Debug source")[0] or cause
+    return _shown(" ".join(plain.split()))[:300].rstrip(". ") or type(error).__name__
+
+
+def _shown(text: str) -> str:
+    """Without what may be secret in an address: what stands before @, and a query."""
+    return re.sub(r"\?\S*", "?...", re.sub(r"://[^/@\s]*@", "://...@", text))
