@@ -8,11 +8,11 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from pathlib import Path
 from typing import Any, get_args
 
 import dagster as dg
 
+from fletcher_core.addresses import below
 from fletcher_core.errors import ConfigError
 from fletcher_core.models.description import ModelDescription, describe_model
 from fletcher_core.setting_values import VectorType
@@ -161,7 +161,8 @@ def _spec(source: Source, translator: FletcherTranslator, resource: FletcherReso
     collection = collection_name(spec.key)
     defaults: dict[str, Any] = {"dagster/table_name": collection, **source_place(source)}
     if "store_path" in settings:
-        defaults["dagster/uri"] = (Path(settings["store_path"]) / collection).absolute().as_uri()
+        place = below(settings["store_path"], collection)
+        defaults["dagster/uri"] = place if isinstance(place, str) else place.absolute().as_uri()
     if described and settings.get("vector_type") in get_args(VectorType):
         defaults["dagster/column_schema"] = declared_schema(source, described.dimension, settings["vector_type"])
     if url := settings.get("dashboard_url"):

@@ -7,11 +7,11 @@ which `FletcherResource.load` and `FletcherIOManager` give on in the form that i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import dagster as dg
 import pyarrow as pa
 
+from fletcher_core.addresses import below
 from fletcher_core.errors import StoreError
 from fletcher_dagster.declaration import collection_name
 
@@ -31,7 +31,7 @@ def asset_reader(
     from fletcher_core.store import VectorStore, live_reader
 
     collection = collection_name(asset_key)
-    folder = Path(store_path) / collection
+    folder = below(store_path, collection)
     if not VectorStore.exists(folder):  # opening it would make one
         raise StoreError(
             f"there is no vector store of the asset {asset_key.to_user_string()!r} at {str(folder)!r}: materialize "

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from fletcher_core.addresses import below
 from fletcher_core.embedder import Embedder
 from fletcher_core.longbow.client import LongbowClient
 from fletcher_core.pipeline import MaterializeSettings, materialize_partitions
@@ -165,7 +166,7 @@ class _AssetRun:
         metadata = run_metadata(
             report,
             schema=self.store.named(report.generation).schema,
-            folder=self.store.root / report.generation,
+            folder=below(self.store.place.address, report.generation),
             collection=collection_name(self.key),
             partitioned=bool(key),
             delivered=self.longbow is not None,

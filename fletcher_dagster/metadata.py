@@ -33,7 +33,7 @@ def run_metadata(
     report: RunReport,
     *,
     schema: pa.Schema,
-    folder: Path,
+    folder: str | Path,
     collection: str,
     partitioned: bool,
     delivered: bool,
@@ -76,7 +76,7 @@ def run_metadata(
         **({"fletcher/dashboard": dg.MetadataValue.url(dashboard_url)} if dashboard_url else {}),
         **({"fletcher/trace_id": trace} if trace else {}),
         "dagster/table_name": collection,
-        "dagster/uri": folder.absolute().as_uri(),
+        "dagster/uri": folder if isinstance(folder, str) else folder.absolute().as_uri(),
         "dagster/column_schema": column_schema(schema),
         **({"dagster/column_lineage": lineage} if lineage else {}),
     }

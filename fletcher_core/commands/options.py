@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from fletcher_core.addresses import Where, below, is_address
 from fletcher_core.commands.complete import complete_collection, complete_model
 from fletcher_core.commands.output import note
 from fletcher_core.errors import ConfigError
@@ -91,8 +92,12 @@ Devices = Annotated[
 ]
 
 Store = Annotated[
-    Path,
-    typer.Option("--store", metavar="DIR", help="Folder of the vector store, or a resource's store_path."),
+    str,
+    typer.Option(
+        "--store",
+        metavar="DIR|URL",
+        help="Folder of the vector store or its address, as s3://BUCKET/FOLDER; or a resource's store_path.",
+    ),
 ]
 Collection = Annotated[
     str,
@@ -169,7 +174,7 @@ class LongbowOptions:
         )
 
 
-def asset_folder(folder: Path, collection: str) -> Path:
+def asset_folder(folder: Where, collection: str) -> str | Path:
     """Where a collection's store is if `folder` is a Dagster resource's `store_path`: it has a folder for each asset.
 
     Raises:
@@ -183,7 +188,7 @@ def asset_folder(folder: Path, collection: str) -> Path:
             f"--collection is {collection!r}: give a name that a folder can have, without slashes, backslashes and "
             f"control characters, of at most {_NAME_BYTES} bytes"
         )
-    return folder / collection
+    return below(folder, collection)
 
 
 def devices_of(said: str | None) -> int | list[int] | None:
@@ -201,7 +206,7 @@ def devices_of(said: str | None) -> int | list[int] | None:
     raise ConfigError(f"--devices is {said!r}: give a number of devices, as 2, or the numbers of some, as 0,1")
 
 
-def open_store(folder: Path, collection: str) -> "VectorStore":
+def open_store(folder: Where, collection: str) -> "VectorStore":
     """The store that is there: a command that reads makes none.
 
     Raises:
@@ -243,11 +248,12 @@ def in_options(message: str) -> str:
     return f"{message} (on the command line {', '.join(named)})" if named else message
 
 
-def choose_longbow(options: LongbowOptions, store: "VectorStore", folder: Path) -> "LongbowSettings":
+def choose_longbow(options: LongbowOptions, store: "VectorStore", folder: Where) -> "LongbowSettings":
     """The server that was named, else the embedded one beside the store, started if need be.
 
-    One is begun in `folder` where none ever ran, but not for a store that other servers have rows of: whoever forgets
-    an address must not send all rows to a server for development instead.
+    One is begun in `folder`, or in the working copy of a store on object storage, where none ever ran, but not for a
+    store that other servers have rows of: whoever forgets an address must not send all rows to a server for development
+    instead.
 
     Raises:
         ConfigError: an address that is none; settings of an address without one; a store that was sent elsewhere.
@@ -271,11 +277,11 @@ def choose_longbow(options: LongbowOptions, store: "VectorStore", folder: Path) 
         address = ensure_embedded(embedded, private=embedded_credentials(embedded).has_token)
     elif targets := store.manifest.targets():
         raise ConfigError(
-            f"the address of the Longbow server is not given, and the store in {store.root} was sent to "
+            f"the address of the Longbow server is not given, and the store in {store.place.address} was sent to "
             f"{', '.join(targets)} before: give it, {options.said_by}"
         )
     else:
-        embedded = folder / ".longbow"
+        embedded = (store.root if is_address(folder) else Path(folder)) / ".longbow"
         note(
             f"no Longbow server is named ({options.said_by}): the embedded one is started in {embedded}. It is for "
             "development and tests"
@@ -293,7 +299,7 @@ def embedded_folder(root: Path) -> Path | None:
 
 
 @contextmanager
-def longbow_client(options: LongbowOptions, store: "VectorStore", folder: Path) -> Iterator["LongbowClient"]:
+def longbow_client(options: LongbowOptions, store: "VectorStore", folder: Where) -> Iterator["LongbowClient"]:
     """A client of the chosen server for the length of a `with` block.
 
     Raises:

@@ -101,7 +101,7 @@ def _server(said: LongbowOptions, root: Path) -> dict[str, Any]:
 
 
 def _lines(state: "CollectionStatus") -> list[str]:
-    lines = [f"{state.collection} in {state.root}"]
+    lines = [f"{state.collection} in {state.address}"]
     for generation in state.generations:
         lines += _generation_lines(generation)
     aside = ", ".join(f"{count} {reason}" for reason, count in state.quarantine.items())

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fletcher_core.addresses import Where, checked_address, is_address
 from fletcher_core.store.generation import Generation
 from fletcher_core.store.identity import FILE_NAME, read_identity
 from fletcher_core.store.manifest import STATES
@@ -37,17 +38,21 @@ class GenerationStatus:
 
 @dataclass(frozen=True)
 class CollectionStatus:
-    """A collection in the store at `root`: its generations, the one written most recently first, and its rows set aside
-    by reason."""
+    """A collection in the store at `address`, whose folder on this machine is `root`: its generations, the one written
+    most recently first, and its rows set aside by reason."""
 
     collection: str
     root: Path
+    address: str
     generations: list[GenerationStatus]
     quarantine: dict[str, int] = field(default_factory=dict)
 
 
-def find_collections(folder: Path) -> list[tuple[Path, str]]:
+def find_collections(folder: Where) -> list[tuple[Where, str]]:
     """Stores and their collections: `folder` itself, and those a level below, as a resource's `store_path` has them."""
+    if is_address(folder):
+        return _on_object_storage(checked_address(str(folder)))
+    folder = Path(folder)
     found: set[tuple[Path, str]] = set()
     try:
         roots = [folder, *(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))]
@@ -58,13 +63,26 @@ def find_collections(folder: Path) -> list[tuple[Path, str]]:
     return sorted(found)
 
 
-def collection_status(root: Path, collection: str) -> CollectionStatus:
+def _on_object_storage(address: str) -> list[tuple[Where, str]]:
+    from fletcher_core.store.cloud.working_copy import find_stores, open_working_copy
+
+    found: list[tuple[Where, str]] = []
+    for place in find_stores(address):
+        copy, manifest = open_working_copy(place)
+        found += [(place, collection) for collection in manifest.collections()]
+        copy.close()
+        manifest.close()
+    return found
+
+
+def collection_status(root: Where, collection: str) -> CollectionStatus:
     """Raises StoreError when the store cannot be read."""
     with VectorStore.open(root, collection=collection) as store:
         reasons = Counter(store.quarantine.read()["reason"].to_pylist())
         return CollectionStatus(
             collection,
             store.root,
+            store.place.address,
             [generation_status(generation) for generation in store.generations()],
             dict(sorted(reasons.items())),
         )

@@ -13,11 +13,11 @@ from types import TracebackType
 
 import pyarrow as pa
 
+from fletcher_core.addresses import Where, checked_address, is_address
 from fletcher_core.errors import ConfigError, StoreError
 from fletcher_core.models.card import ModelCard
 from fletcher_core.setting_values import VectorType
 from fletcher_core.store import workspace
-from fletcher_core.store.cloud.objects import checked_address, is_address
 from fletcher_core.store.durable import TEMPORARY_SUFFIX, UnwritableError, make_directory
 from fletcher_core.store.generation import Generation, open_generation
 from fletcher_core.store.identity import FILE_NAME, Identity
@@ -42,7 +42,7 @@ class VectorStore:
         self.quarantine = Quarantine(self.root / "quarantine" / folder_name(collection), place)
 
     @classmethod
-    def open(cls, root: str | os.PathLike[str], *, collection: str) -> "VectorStore":
+    def open(cls, root: Where, *, collection: str) -> "VectorStore":
         """Opens or creates the store, and puts in order what killed runs left behind.
 
         Raises:
@@ -88,7 +88,7 @@ class VectorStore:
         return store
 
     @staticmethod
-    def exists(root: str | os.PathLike[str]) -> bool:
+    def exists(root: Where) -> bool:
         """Whether `open` would find a store there rather than make one."""
         if is_address(root):
             from fletcher_core.store.cloud.working_copy import is_store
@@ -108,9 +108,10 @@ class VectorStore:
             ConfigError: a metadata column has a reserved name, or the vector type is unknown.
         """
         identity = Identity.new(self.collection, card, metadata_schema, vector_type)
-        self.place.refresh(now=True)
-        if (known := self._known(identity)) is not None:
-            return known
+        if not self.place.holds_all:  # a lock costs requests there
+            self.place.refresh(now=True)
+            if (known := self._known(identity)) is not None:
+                return known
         with self.place.lock("store.lock", f"the store at {self.place.address!r}").held("generation", patience=60):
             if (known := self._known(identity)) is not None:
                 return known
@@ -177,7 +178,7 @@ class VectorStore:
         return open_generation(self.place, self.manifest, name)
 
 
-def _resolved(root: str | os.PathLike[str]) -> Path:
+def _resolved(root: Where) -> Path:
     """The folder without symbolic links, so that all who reach a store by different paths name it alike."""
     path = Path(root).absolute()
     try:

@@ -12,9 +12,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+from fletcher_core.addresses import without_secrets
 from fletcher_core.errors import ConfigError, StoreError
 
-SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl")
 _CONNECT = timedelta(seconds=5)
 _READ = timedelta(seconds=20)
 _WHOLE = timedelta(hours=1)  # a large file over a slow line; a line that is dead is found by _READ
@@ -55,35 +55,6 @@ class Objects(Protocol):
 
     def delete(self, names: Sequence[str]) -> None:
         """Deletes objects; those that are not there are passed over."""
-
-
-def is_address(place: object) -> bool:
-    """Whether `place` is an address of object storage, as `s3://bucket/folder`, rather than a path."""
-    return isinstance(place, str) and bool(re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", place))
-
-
-def checked_address(address: str) -> str:
-    """`address` in its one form, without slashes at its end.
-
-    Raises:
-        ConfigError: a protocol that no store can be on, no bucket, or credentials in the address.
-    """
-    protocol, rest = address.split("://", 1)
-    bucket, _, folder = rest.partition("/")
-    if protocol.lower() not in SCHEMES:
-        raise ConfigError(
-            f"a vector store cannot be at {_shown(address)!r}: give a folder, or an address that begins with "
-            f"{', '.join(f'{scheme}://' for scheme in SCHEMES[:4])}"
-        )
-    if not bucket or any(sign in rest for sign in "?#") or ("@" in bucket and not protocol.lower().startswith("abfs")):
-        raise ConfigError(
-            f"the vector store's address {_shown(address)!r} must be {protocol}://BUCKET/FOLDER and nothing else: "
-            "credentials and options are taken from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL and the like)"
-        )
-    parts = [part for part in folder.split("/") if part]
-    if any(part in (".", "..") for part in parts):
-        raise ConfigError(f"the vector store's address {address!r} has a part {'.'!r} or {'..'!r}: name the folder")
-    return "/".join([f"{protocol.lower()}://{bucket}", *parts])
 
 
 def client_options() -> dict[str, Any]:
@@ -188,9 +159,4 @@ def _reason(error: BaseException) -> str:
     status = re.search(r"status code: (\d{3}[^:<]*)", text)
     parts = [found[1].strip() for found in (status, code, told) if found]
     plain = "; ".join(dict.fromkeys(parts)) or text.split("<?xml")[0].split("Debug source")[0] or cause
-    return _shown(" ".join(plain.split()))[:300].rstrip(". ") or type(error).__name__
-
-
-def _shown(text: str) -> str:
-    """Without what may be secret in an address: what stands before @, and a query."""
-    return re.sub(r"\?\S*", "?...", re.sub(r"://[^/@\s]*@", "://...@", text))
+    return without_secrets(" ".join(plain.split()))[:300].rstrip(". ") or type(error).__name__

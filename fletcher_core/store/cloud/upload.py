@@ -7,8 +7,9 @@ with `Generation.record_segment`.
 from functools import lru_cache
 from pathlib import Path
 
+from fletcher_core.addresses import checked_address
 from fletcher_core.store.cloud.bucket import Bucket
-from fletcher_core.store.cloud.objects import ObstoreObjects, checked_address
+from fletcher_core.store.cloud.objects import ObstoreObjects
 from fletcher_core.store.cloud.settings import CloudSettings
 from fletcher_core.store.schema import folder_name
 

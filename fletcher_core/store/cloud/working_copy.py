@@ -210,6 +210,15 @@ def is_store(address: str) -> bool:
     return store_id(Bucket(address, ObstoreObjects(address), settings.patience), make=False) is not None
 
 
+def find_stores(address: str) -> list[str]:
+    """Addresses of stores: `address` itself, or those a level below."""
+    if is_store(address):
+        return [address]
+    settings = CloudSettings.from_environment()
+    folders = Bucket(address, ObstoreObjects(address), settings.patience).folders()
+    return [place for folder in folders if is_store(place := f"{address}/{folder}")]
+
+
 def _database(root: Path) -> Database:
     return Database(root / MANIFEST_FILE, SCHEMA + CLOUD_SCHEMA, version=MANIFEST_VERSION)
 

@@ -1,8 +1,6 @@
 """A store on a real S3 server, from several machines."""
 
-import pytest
 from cloud.conftest import Machine
-from cloud.proxy import Proxy
 from store_contents import check_invariants, generation_of, live_texts, write
 
 
