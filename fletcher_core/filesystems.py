@@ -1,16 +1,16 @@
 """Files that are not on this machine: `s3://`, `gs://`, `https://` and whatever else fsspec knows, for DuckDB.
 
 In come a DuckDB connection and paths; afterwards the connection can read them, through DuckDB's own extension where it
-is installed, else through fsspec. Credentials are those of DuckDB's secrets and of fsspec's configuration.
+is installed, else through fsspec. Credentials are those of DuckDB's secrets, of fsspec's configuration, or of the
+environment.
 """
 
-import importlib
 from collections.abc import Iterable
-from typing import Any
 
 import duckdb
 
 from fletcher_core.errors import SourceError
+from fletcher_core.object_files import filesystem
 from fletcher_core.sql import first_line
 
 _EXTENSIONS = {
@@ -50,12 +50,12 @@ def _succeeds(connection: duckdb.DuckDBPyConnection, statement: str) -> bool:
 def _register(connection: duckdb.DuckDBPyConnection, protocol: str) -> str | None:
     """Registers fsspec's filesystem; what is in the way if it cannot be."""
     try:
-        filesystem: Any = importlib.import_module("fsspec").filesystem(protocol)
+        files = filesystem(protocol)
     except (ImportError, ValueError) as error:  # the package of the protocol, or the protocol itself, is not known
         return first_line(error).rstrip(".")
-    filesystem.invalidate_cache()  # one object serves the process, and files may have come since it last listed them
+    files.invalidate_cache()  # one object serves the process, and files may have come since it last listed them
     try:
-        connection.register_filesystem(filesystem)
+        connection.register_filesystem(files)
     except duckdb.InvalidInputException as error:
         if "already been registered" not in str(error):
             raise

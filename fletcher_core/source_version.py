@@ -14,12 +14,13 @@ import duckdb
 
 from fletcher_core.columns import choices
 from fletcher_core.errors import ConfigError, SourceError
+from fletcher_core.object_files import filesystem
 from fletcher_core.partition import Partition
 from fletcher_core.sources import DuckDBTable, ParquetTable, Source, attached, filter_column, reading_failed
 from fletcher_core.sql import connect, first_line, identifier, literal
 
 # What file systems call the mark of a file's content, the surest first.
-_MARKS = ("ETag", "etag", "md5Hash", "sha256", "checksum")
+_MARKS = ("ETag", "etag", "e_tag", "md5Hash", "sha256", "checksum")
 _TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "created")
 
 
@@ -152,10 +153,9 @@ def _local(pattern: str) -> dict[str, str]:
 
 
 def _remote(pattern: str) -> dict[str, str]:
-    import fsspec  # type: ignore[import-untyped]
-
     try:
-        files, path = fsspec.core.url_to_fs(pattern)
+        files = filesystem(pattern.split("://", 1)[0].lower())
+        path = files._strip_protocol(pattern)
         files.invalidate_cache()  # a listing of an earlier tick tells nothing
         found: dict[str, dict[str, object]] = files.glob(path, detail=True)
     except ImportError as error:

@@ -4,20 +4,13 @@ Names are paths below the address that was opened. Credentials are those of the 
 """
 
 import importlib
-import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from fletcher_core.addresses import without_secrets
 from fletcher_core.errors import ConfigError, StoreError
-
-_CONNECT = timedelta(seconds=5)
-_READ = timedelta(seconds=20)
-_WHOLE = timedelta(hours=1)  # a large file over a slow line; a line that is dead is found by _READ
+from fletcher_core.object_requests import client_options, reason
 
 
 class ObjectExists(Exception):
@@ -57,13 +50,6 @@ class Objects(Protocol):
         """Deletes objects; those that are not there are passed over."""
 
 
-def client_options() -> dict[str, Any]:
-    """How long to wait for an answer; plain HTTP where the environment names an endpoint with it."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    plain = {"allow_http": True} if endpoint.startswith("http://") else {}
-    return {"connect_timeout": _CONNECT, "read_timeout": _READ, "timeout": _WHOLE, **plain}
-
-
 class ObstoreObjects:
     """Object storage at an address that obstore knows.
 
@@ -87,7 +73,7 @@ class ObstoreObjects:
                 retry_config={"max_retries": 0},
             )
         except Exception as error:  # obstore's own, of many kinds
-            raise ConfigError(f"object storage at {address!r} cannot be used: {_reason(error)}") from error
+            raise ConfigError(f"object storage at {address!r} cannot be used: {reason(error)}") from error
 
     def create(self, name: str, data: bytes) -> None:
         """A conditional put: If-None-Match."""
@@ -140,23 +126,12 @@ class ObstoreObjects:
                 raise ObjectRefused("there is no such bucket") from error
             raise
         except (errors.AlreadyExistsError, errors.PreconditionError) as error:
-            raise ObjectExists(_reason(error)) from error
+            raise ObjectExists(reason(error)) from error
         except (errors.PermissionDeniedError, errors.UnauthenticatedError, errors.InvalidPathError) as error:
-            raise ObjectRefused(_reason(error)) from error
+            raise ObjectRefused(reason(error)) from error
         except StoreError:
             raise
         except (errors.BaseError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # of the file on this machine
                 raise
-            raise ObjectFailed(_reason(error)) from error
-
-
-def _reason(error: BaseException) -> str:
-    """An error in few words, without what a server's answer repeats of the request's signature and keys."""
-    text = str(error)
-    code, told = (re.search(rf"<{tag}>([^<]*)</{tag}>", text) for tag in ("Code", "Message"))
-    cause = next((line.strip() for line in reversed(text.splitlines()) if "rror" in line and "<" not in line), "")
-    status = re.search(r"status code: (\d{3}[^:<]*)", text)
-    parts = [found[1].strip() for found in (status, code, told) if found]
-    plain = "; ".join(dict.fromkeys(parts)) or text.split("<?xml")[0].split("Debug source")[0] or cause
-    return without_secrets(" ".join(plain.split()))[:300].rstrip(". ") or type(error).__name__
+            raise ObjectFailed(reason(error)) from error
