@@ -166,14 +166,14 @@ class Generation:
             StoreError: the partition is not held, or the footer is of another partition or label.
             StoreLockedError: another run took the partition over.
         """
+        if partition_key not in self._held:
+            raise StoreError(f"partition {partition_key!r} of {self.name} is not held by this run: lock it first")
         entries = {entry.label for entry in footer.segments}
         if (footer.generation, footer.partition_key, entries) != (self.name, partition_key, {label}):
             raise StoreError(
                 f"the footer of {label} is of {footer.generation}, {footer.partition_key!r}, {sorted(entries)}: "
                 f"it was to be of {self.name}, partition {partition_key!r}"
             )
-        if partition_key not in self._held:
-            raise StoreError(f"partition {partition_key!r} of {self.name} is not held by this run: lock it first")
         self.manifest.add_file(self._folder(partition_key) / f"{label}.parquet", footer, size)
         segment = self.manifest.segment(self.name, label)
         assert segment is not None

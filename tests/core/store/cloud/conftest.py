@@ -4,12 +4,12 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from cloud.proxy import Proxy
+from s3_proxy import OpenOn, Proxy
 
 from fletcher_core.store import VectorStore
 
@@ -56,11 +56,8 @@ def address(proxy: Proxy) -> str:
     return f"s3://{bucket}/some/folder"
 
 
-Machine = Callable[[str], VectorStore]
-
-
 @pytest.fixture
-def on(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+def on(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenOn]:
     """Opens the store as a machine of this name would, with its own working copy; they are closed in the end."""
     with ExitStack() as stack:
 

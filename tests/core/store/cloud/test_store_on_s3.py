@@ -1,10 +1,41 @@
-"""A store on a real S3 server, from several machines."""
+"""A store on a real S3 server, from several machines: what one commits the others have, and none undoes."""
 
-from cloud.conftest import Machine
-from store_contents import check_invariants, generation_of, live_texts, write
+import json
+import logging
+from pathlib import Path
+
+import boto3
+import pyarrow as pa
+import pytest
+from s3_proxy import OpenOn, Proxy
+from store_contents import CARD, check_invariants, generation_of, live_texts, upserts, write
+
+from fletcher_core.errors import ConfigError, StoreError, StoreLockedError
+from fletcher_core.store import Generation, VectorStore, live_table
+from fletcher_core.store.cloud.log import CHECKPOINT_EVERY
+from fletcher_core.store.cloud.upload import put_segment
+from fletcher_core.store.health import vector_health
+from fletcher_core.store.rows import checked_rows, segment_table
+from fletcher_core.store.segments import new_label, parquet_writer, read_footer
+from fletcher_core.store.statistics import record_statistics
+from fletcher_core.store.status import collection_status, find_collections
+
+ROW = {"id": "q", "reason": "too_long", "message": "m", "content_hash": "h"}
 
 
-def test_what_one_machine_commits_another_reads(on: Machine) -> None:
+def objects(proxy: Proxy, address: str) -> dict[str, int]:
+    """Sizes of all objects by their names below the store's address."""
+    bucket, _, prefix = address.removeprefix("s3://").partition("/")
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{proxy.server_port}")
+    found = client.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/").get("Contents", [])
+    return {each["Key"].removeprefix(f"{prefix}/"): each["Size"] for each in found}
+
+
+def segment_objects(proxy: Proxy, address: str) -> list[str]:
+    return [name for name in objects(proxy, address) if "/segments/" in name]
+
+
+def test_what_one_machine_commits_another_reads(on: OpenOn) -> None:
     here = generation_of(on("here"))
     write(here, "p", {"a": "one", "b": "two"})
     write(here, "p", {"a": "three", "b": None})
@@ -13,3 +44,266 @@ def test_what_one_machine_commits_another_reads(on: Machine) -> None:
     check_invariants(there)
     write(generation_of(there), "p", {"c": "four"})
     assert live_texts(generation_of(on("a third"))) == {("p", "a"): "three", ("p", "c"): "four"}
+
+
+def test_only_the_files_of_what_is_read_are_fetched(on: OpenOn) -> None:
+    here = generation_of(on("here"))
+    for key in ("p", "q", "r"):
+        write(here, key, {"a": key})
+    there = on("there")
+    generation = generation_of(there)
+    live_table(generation, ["q"])
+    assert [path.parent.name for path in there.root.glob("*/segments/*/*.parquet")] == ["q"]
+
+
+def test_a_segment_is_an_object_and_the_log_says_that_it_counts(on: OpenOn, proxy: Proxy, address: str) -> None:
+    generation = generation_of(on("here"))
+    with generation.locked("p", "the run"):
+        proxy.forget()
+        segment = write(generation, "p", {"a": "one"}, "the run")
+        puts = [path.split("/", 4)[4].split("?")[0] for method, path in proxy.requests if method == "PUT"]
+        name = segment.file.relative_to(generation.root).as_posix()
+        assert [path.split("/")[0] for path in puts if "sessions" not in path] == ["log", generation.name, "log"]
+    assert objects(proxy, address)[name] == segment.file.stat().st_size
+    entries = [name for name in objects(proxy, address) if name.startswith("log/")]
+    assert entries == [f"log/{number:010d}.json" for number in range(1, len(entries) + 1)]
+
+
+def test_a_fresh_working_copy_begins_at_a_checkpoint(on: OpenOn, proxy: Proxy, address: str) -> None:
+    here = on("here")
+    generation = generation_of(here)
+    label = write(generation, "p", {"a": "one"}).label
+    for number in range(CHECKPOINT_EVERY):
+        here.manifest.record_delivery("t", label, "sent", rows=number)
+    names = objects(proxy, address)
+    assert "checkpoints/0000000100.json.gz" in names
+    proxy.forget()
+    there = on("there")
+    assert there.manifest.deliveries("t", generation.name) == here.manifest.deliveries("t", generation.name)
+    assert there.manifest.next_sequence() == here.manifest.next_sequence()
+    assert live_texts(generation_of(there)) == {("p", "a"): "one"}
+    assert len(proxy.requests) < 25, proxy.counts()
+
+
+def test_a_partition_in_use_on_another_machine_is_refused_with_its_runs_name(on: OpenOn) -> None:
+    here, there = generation_of(on("here")), generation_of(on("there"))
+    with here.locked("p", "the first run"):
+        with pytest.raises(StoreLockedError, match=r"partition 'p' .*'the first run' \(process \d+ on .+\)"):
+            write(there, "p", {"a": "one"}, "the second run")
+        write(there, "q", {"a": "one"}, "the second run")
+        assert collection_status(there.place.address, "docs").generations[0].locked_by[0].startswith("run 'the first")
+    write(there, "p", {"a": "two"}, "the second run")
+    here.place.refresh(now=True)  # else reads may be a few seconds late
+    assert live_texts(here) == {("q", "a"): "one", ("p", "a"): "two"}
+
+
+def test_a_lease_that_is_not_renewed_is_lost_and_its_holder_writes_no_more(
+    on: OpenOn, proxy: Proxy, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zombie, heir = generation_of(on("here")), generation_of(on("there"))
+    with zombie.locked("p", "the zombie"):
+        write(zombie, "p", {"a": "one"}, "the zombie")
+        monkeypatch.setattr(type(zombie.place._bucket), "put", _no_heartbeat(zombie))  # type: ignore[attr-defined]
+        with heir.locked("p", "the heir"):
+            assert live_texts(heir) == {("p", "a"): "one"}
+            write(heir, "p", {"a": "two"}, "the heir")
+            with pytest.raises(StoreLockedError, match=r"run 'the heir'.*took .* over"):
+                write(zombie, "p", {"a": "stale", "b": "stale"}, "the zombie")
+    assert live_texts(heir) == live_texts(zombie) == {("p", "a"): "two"}
+    left = segment_objects(proxy, address)
+    assert len(left) == 3  # the zombie's last file counts for nothing
+    with heir.locked("p", "the next"):
+        pass
+    assert live_texts(zombie) == {("p", "a"): "two"}
+
+
+def _no_heartbeat(of: Generation) -> object:
+    """`Bucket.put` that renews no lease of this generation's store."""
+    bucket = of.place._bucket  # type: ignore[attr-defined]
+    put = type(bucket).put
+
+    def quiet(self: object, name: str, data: bytes | Path) -> None:
+        if self is not bucket or not name.startswith("sessions/"):
+            put(self, name, data)
+
+    return quiet
+
+
+def test_what_a_run_left_that_did_not_end_in_order_is_swept_by_the_next(on: OpenOn, proxy: Proxy, address: str) -> None:
+    here, there = generation_of(on("here")), generation_of(on("there"))
+
+    def fail() -> None:
+        with here.locked("p", "a run"):
+            put_segment(address, here.name, "p", "seg-0000000001-abandoned", b"half of a run")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert len(segment_objects(proxy, address)) == 1
+    write(there, "p", {"a": "one"})
+    (name,) = segment_objects(proxy, address)
+    assert "abandoned" not in name
+
+
+def test_a_reader_whose_file_was_merged_on_another_machine_reads_the_merged_one(on: OpenOn) -> None:
+    here = generation_of(on("here"))
+    write(here, "p", {"a": "one", "b": "two"})
+    write(here, "p", {"a": "three"})
+    there = generation_of(on("there"))
+    merged = here.compact("p")
+    assert (merged.files_before, merged.files_after) == (2, 1)
+    (segment,) = [segment for segment in there.segments() if segment.upserts == 1]
+    assert there.read_segment(segment.label)["id"].to_pylist() == ["a"]
+    assert live_texts(there) == {("p", "a"): "three", ("p", "b"): "two"}
+    assert live_table(there).num_rows == 2
+
+
+def test_objects_of_merged_and_dropped_files_are_deleted(on: OpenOn, proxy: Proxy, address: str) -> None:
+    store = on("here")
+    here = generation_of(store)
+    for text in ("one", "two", "three"):
+        write(here, "p", {"a": text})
+    write(here, "q", {"a": "four"})
+    here.compact()
+    assert len(segment_objects(proxy, address)) == 2
+    store.retire(here.name, "q")
+    assert segment_objects(proxy, address) == [here.files()[0].relative_to(store.root).as_posix()]
+    assert store.manifest.garbage() == []
+
+
+def test_what_is_set_aside_and_measured_is_known_on_other_machines(on: OpenOn) -> None:
+    here = on("here")
+    generation = generation_of(here)
+    write(generation, "p", {"a": "one"})
+    for run in ("1", "2"):
+        here.quarantine.write([ROW], run_id=run, partition_key="p", fingerprint="f")
+    health = vector_health(generation, "p")
+    assert record_statistics(generation, health, "1") is None
+    there = on("there")
+    assert there.quarantine.read("p")["attempts"].to_pylist() == [2]
+    drift = record_statistics(generation_of(there), health, "2")
+    assert drift is not None
+    assert (drift.since, drift.rows) == ("1", 1)
+    there.quarantine.retain("p", "3")
+    assert on("a third").quarantine.read().num_rows == 0
+
+
+def test_deliveries_are_everyones_and_a_sender_that_was_replaced_records_none(on: OpenOn) -> None:
+    here, there = on("here"), on("there")
+    generation = generation_of(here)
+    label = write(generation, "p", {"a": "one"}).label
+    lock = generation.place.lock("longbow-t_1", "the delivery")
+    lock.acquire("sender")
+    here.manifest.record_delivery("t:1", label, "sent", rows=1)
+    there.place.refresh(now=True)
+    assert there.manifest.delivery("t:1", label).state == "sent"
+    here.place._session._ended.set()  # type: ignore[attr-defined]  # as if its machine were gone
+    other = there.place.lock("longbow-t_1", "the delivery")
+    other.acquire("sender")
+    there.manifest.record_delivery("t:1", label, "applied", rows=1)
+    with pytest.raises(StoreLockedError, match="took longbow-t_1 over"):
+        here.manifest.reset_deliveries("t:1", generation.name)
+    assert here.manifest.delivery("t:1", label).state == "applied"
+
+
+def test_a_segment_that_another_process_put_counts_once_it_is_recorded(
+    on: OpenOn, address: str, tmp_path: Path
+) -> None:
+    store = on("the driver")
+    generation = generation_of(store)
+    with generation.locked("p", "the run"):
+        first = store.manifest.allocate(2)
+        label = new_label(first)
+        path = tmp_path / "of the worker.parquet"
+        rows = segment_table(
+            checked_rows(upserts({"a": "one", "b": "two"}), generation.schema),
+            generation.schema,
+            partition_key="p",
+            fingerprint=CARD.fingerprint,
+            first_sequence=first,
+            label=label,
+        )
+        _write_segment(path, rows, generation, label, first)
+        put_segment(address, generation.name, "p", label, path)
+        assert live_texts(generation) == {}
+        segment = generation.record_segment("p", label, read_footer(path), path.stat().st_size)
+        assert not segment.file.exists()
+        with pytest.raises(StoreError, match="not held"):
+            generation.record_segment("q", label, read_footer(path), 1)
+    assert live_texts(generation) == {("p", "a"): "one", ("p", "b"): "two"}
+    another = on("another")
+    assert live_texts(generation_of(another)) == {("p", "a"): "one", ("p", "b"): "two"}
+    check_invariants(another)
+
+
+def _write_segment(path: Path, rows: pa.Table, generation: Generation, label: str, first: int) -> None:
+    from fletcher_core.store.segments import Footer, SegmentEntry
+
+    entry = SegmentEntry(label, rows.num_rows, 0, first, first + rows.num_rows - 1, "the run", 1.0)
+    with parquet_writer(path, generation.schema) as writer:
+        writer.write_table(rows)
+        writer.add_key_value_metadata(Footer(generation.name, "p", (entry,)).encode())
+
+
+def test_a_working_copy_can_be_deleted_and_one_of_a_store_begun_anew_is_not_believed(
+    on: OpenOn, proxy: Proxy, address: str
+) -> None:
+    with on("here") as store:
+        write(generation_of(store), "p", {"a": "one"})
+    bucket, _, prefix = address.removeprefix("s3://").partition("/")
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{proxy.server_port}")
+    for name in objects(proxy, address):
+        client.delete_object(Bucket=bucket, Key=f"{prefix}/{name}")
+    again = on("here")
+    assert again.generations() == []
+    write(generation_of(again), "p", {"b": "two"})
+    assert live_texts(generation_of(on("there"))) == {("p", "b"): "two"}
+
+
+def test_stores_below_an_address_are_found(on: OpenOn, address: str) -> None:
+    generation_of(on("here"))
+    assert VectorStore.exists(address)
+    assert find_collections(address.removesuffix("/folder")) == find_collections(address) == [(address, "docs")]
+    assert not VectorStore.exists(f"{address}/elsewhere")
+
+
+def test_a_newer_fletchers_store_is_left_alone(on: OpenOn, proxy: Proxy, address: str) -> None:
+    on("here")
+    bucket, _, prefix = address.removeprefix("s3://").partition("/")
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{proxy.server_port}")
+    body = json.dumps({"version": 99, "id": "x"}).encode()
+    client.put_object(Bucket=bucket, Key=f"{prefix}/fletcher.json", Body=body)
+    with pytest.raises(StoreError, match=r"newer Fletcher: it is of version 99"):
+        on("there")
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("ftp://host/folder", "begins with s3://"),
+        ("s3:///folder", "BUCKET/FOLDER"),
+        ("s3://key:secret@bucket/folder", "taken from the environment"),
+        ("s3://bucket/folder?sig=secret", "taken from the environment"),
+        ("s3://bucket/../folder", "name the folder itself"),
+    ],
+)
+def test_an_address_that_cannot_be_one_is_refused_without_showing_secrets(address: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        VectorStore.open(address, collection="docs")
+    assert "secret" not in str(caught.value)
+
+
+def test_what_the_environment_lacks_or_has_wrong_is_named(
+    address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(StoreError, match="no such bucket") as caught:
+        VectorStore.open("s3://no-such-bucket/folder", collection="docs")
+    assert "the-secret" not in f"{caught.value}{caplog.text}"
+    monkeypatch.setenv("FLETCHER_LEASE_SECONDS", "soon")
+    with pytest.raises(ConfigError, match="FLETCHER_LEASE_SECONDS is 'soon'"):
+        VectorStore.open(address, collection="docs")
+    monkeypatch.delenv("FLETCHER_LEASE_SECONDS")
+    monkeypatch.setitem(__import__("sys").modules, "obstore", None)
+    with pytest.raises(ConfigError, match=r'pip install "fletcher\[cloud\]"'):
+        VectorStore.open(address, collection="docs")

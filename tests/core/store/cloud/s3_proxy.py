@@ -11,6 +11,11 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
+from fletcher_core.store import VectorStore
+
+OpenOn = Callable[[str], VectorStore]
+"""Opens the test's store as the machine of this name would."""
+
 Fault = Literal["", "drop before", "drop after", "slow down", "error", "error after", "truncate", "delay"]
 """What happens to a request: nothing; the connection ends before or after the server got it; the proxy answers 503
 SlowDown or 500 in the server's place, or 500 when the server has done it; half of the body comes; it takes 0.3 s."""
