@@ -44,10 +44,13 @@ class Bucket:
                 raise self._refused(f"put {name!r}", error) from error
             except ObjectFailed as error:
                 failure = error
-            found = self.get(name)
-            if found is not None:
-                return found == data
-            attempts.wait(failure)  # not there yet, though it may be on its way: the same put again can do no harm
+            try:
+                return self._objects.get(name) == data
+            except ObjectFailed as error:
+                failure = error
+            except FileNotFoundError:  # though it may be on its way: the same put again can do no harm
+                pass
+            attempts.wait(failure)
 
     def put(self, name: str, data: bytes | Path) -> None:
         """Puts an object, in the place of one of this name."""

@@ -12,6 +12,7 @@ import pytest
 from s3_proxy import OpenOn, Proxy
 
 from fletcher_core.store import VectorStore
+from fletcher_core.store.cloud import bucket
 
 _names = itertools.count()
 
@@ -32,6 +33,7 @@ def s3_port() -> Iterator[int]:
 def proxy(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """Between this test and the server; the environment names it, with short times."""
     proxy = Proxy(s3_port)
+    monkeypatch.setattr(bucket, "_FIRST_WAIT", 0.005)
     for name, value in {
         "AWS_ACCESS_KEY_ID": "the-key",
         "AWS_SECRET_ACCESS_KEY": "the-secret",
@@ -50,10 +52,10 @@ def address(proxy: Proxy) -> str:
     """Of a store that is not there yet, in a bucket of its own."""
     import boto3
 
-    bucket = f"bucket-{os.getpid()}-{next(_names)}"
+    name = f"bucket-{os.getpid()}-{next(_names)}"
     keys = {"aws_access_key_id": "k", "aws_secret_access_key": "s", "region_name": "us-east-1"}
-    boto3.client("s3", endpoint_url=f"http://127.0.0.1:{proxy.server_port}", **keys).create_bucket(Bucket=bucket)
-    return f"s3://{bucket}/some/folder"
+    boto3.client("s3", endpoint_url=f"http://127.0.0.1:{proxy.server_port}", **keys).create_bucket(Bucket=name)
+    return f"s3://{name}/some/folder"
 
 
 @pytest.fixture

@@ -80,23 +80,20 @@ def start(target: object, *arguments: object) -> tuple[multiprocessing.process.B
     return process, ours
 
 
-@pytest.mark.parametrize("fault", [fault for fault in get_args(Fault) if fault])
-def test_a_fault_of_any_kind_now_and_then_loses_and_doubles_nothing(on: OpenOn, proxy: Proxy, fault: Fault) -> None:
+def test_faults_of_all_kinds_in_every_third_request_lose_and_double_nothing(on: OpenOn, proxy: Proxy) -> None:
     seed = 5
     print("seed", seed)
     chance = random.Random(seed)
-    share = 0.05 if fault == "delay" else 0.3
-    proxy.fault = lambda number, method, path: fault if chance.random() < share else ""
-    expected: dict[tuple[str, str], str] = {}
-    for number in range(3):
+    kinds: list[Fault] = [fault for fault in get_args(Fault) if fault]
+    proxy.fault = lambda number, method, path: chance.choice(kinds) if chance.random() < 0.35 else ""
+    for number in range(4):
         generation = generation_of(on(f"machine {number % 2}"))
         write(generation, "p", changes_of(number))
-        expected = contents_of(number, "p")
     generation.compact("p")
     there = on("there")
-    assert live_texts(generation_of(there)) == expected
+    assert live_texts(generation_of(there)) == contents_of(3, "p")
     check_invariants(there)
-    assert proxy.faults[fault] > 3
+    assert min(proxy.faults[kind] for kind in kinds) > 1, proxy.faults
 
 
 def test_a_server_that_is_away_for_a_moment_is_waited_for(on: OpenOn, proxy: Proxy) -> None:
@@ -131,14 +128,14 @@ def test_two_machines_write_partitions_of_one_store_at_once_and_lose_nothing(
     on: OpenOn, address: str, tmp_path: Path
 ) -> None:
     writers = [
-        start(write_rounds, environment(tmp_path / f"machine of {partition}"), address, partition, 0, 4)
+        start(write_rounds, environment(tmp_path / f"machine of {partition}"), address, partition, 0, 3)
         for partition in "pq"
     ]
     for process, _ in writers:
         process.join()
         assert process.exitcode == 0
     store = on("here")
-    assert live_texts(generation_of(store)) == contents_of(3, "p") | contents_of(3, "q")
+    assert live_texts(generation_of(store)) == contents_of(2, "p") | contents_of(2, "q")
     check_invariants(store)
 
 
@@ -182,7 +179,7 @@ def test_writers_killed_at_random_moments_lose_nothing_that_was_acknowledged(
     print("seed", seed)
     chance = random.Random(seed)
     acknowledged = dict.fromkeys("pq", -1)
-    for kill in range(4):
+    for kill in range(3):
         writers = {
             partition: start(
                 write_rounds, environment(tmp_path / partition), address, partition, acknowledged[partition] + 1, 999
@@ -190,7 +187,7 @@ def test_writers_killed_at_random_moments_lose_nothing_that_was_acknowledged(
             for partition in "pq"
         }
         assert writers["p"][1].poll(30)
-        time.sleep(chance.uniform(0.0, 0.3))
+        time.sleep(chance.uniform(0.0, 0.25))
         for partition, (process, told) in writers.items():
             process.kill()
             process.join()
@@ -204,7 +201,7 @@ def test_writers_killed_at_random_moments_lose_nothing_that_was_acknowledged(
                 if found == contents_of(rounds[1], partition):
                     acknowledged[partition] += 1
             check_invariants(store)
-    assert acknowledged["p"] > 3
+    assert acknowledged["p"] > 1
 
 
 def _received(told: Connection) -> list[int]:
