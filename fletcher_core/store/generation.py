@@ -120,16 +120,20 @@ class Generation:
         return segment
 
     def plan_segment(self, partition_key: str, rows: int, run_id: str, folder: Path) -> PlannedSegment:
-        """A segment of at most `rows` rows for another process to write into `folder`, on the store's own disk.
+        """A segment of at most `rows` rows for another process to write.
+
+        Args:
+            folder: on the store's own disk, where its file waits for `adopt`. Of a store on object storage the file
+                goes straight into the bucket, where nobody looks at it before.
 
         Raises:
             StoreError: sequences used up.
         """
         first = self.manifest.allocate(rows)
         label = new_label(first)
-        path = folder / f"{label}.parquet"
+        where = folder / f"{label}.parquet" if self.place.holds_all else self.place.address
         fingerprint = self.card.fingerprint
-        return PlannedSegment(self.name, partition_key, fingerprint, self.schema, label, first, rows, run_id, path)
+        return PlannedSegment(self.name, partition_key, fingerprint, self.schema, label, first, rows, run_id, where)
 
     def adopt(self, written: WrittenSegment) -> Segment:
         """Commits a segment that another process wrote: when this returns it is in the store.
@@ -138,46 +142,22 @@ class Generation:
             StoreError: its file is gone or was not written whole.
             StoreLockedError: another run has the partition and this object does not hold it through `locked`.
         """
-        plan = written.plan
+        plan, footer, waiting = written.plan, written.footer, written.plan.where
+        path = self._folder(plan.partition_key) / f"{plan.label}.parquet"
         with self._holding(plan.partition_key, plan.run_id):
-            path = self._folder(plan.partition_key) / f"{plan.label}.parquet"
-            with self._recorded(plan.label, path, written.footer):
-                size = plan.path.stat().st_size if plan.path.exists() else None
+            if not isinstance(waiting, Path):
+                self.manifest.add_file(path, footer, written.bytes)
+                return self._known(plan.label)
+            with self._recorded(plan.label, path, footer):
+                size = waiting.stat().st_size if waiting.exists() else None
                 if size != written.bytes:
                     found = "gone" if size is None else f"{size} bytes long, not {written.bytes}"
                     raise StoreError(
-                        f"the segment file {str(plan.path)!r}, which another process wrote, is {found}: all of them "
+                        f"the segment file {str(waiting)!r}, which another process wrote, is {found}: all of them "
                         "must see the store on one file system. Its rows are embedded again on the next run"
                     )
-                move_into_place(plan.path, path)
+                move_into_place(waiting, path)
         return self._known(plan.label)
-
-    def record_segment(self, partition_key: str, label: str, footer: Footer, size: int) -> Segment:
-        """Commits a segment file that another process has written, under its final name, for this run.
-
-        The caller holds the partition (`locked`), and gave out the label (`new_label`) and the sequences
-        (`manifest.allocate`). The file need not be on this machine where the store is on object storage.
-
-        Args:
-            footer: as it stands in the file.
-            size: of the file in bytes.
-
-        Raises:
-            StoreError: the partition is not held, or the footer is of another partition or label.
-            StoreLockedError: another run took the partition over.
-        """
-        if partition_key not in self._held:
-            raise StoreError(f"partition {partition_key!r} of {self.name} is not held by this run: lock it first")
-        entries = {entry.label for entry in footer.segments}
-        if (footer.generation, footer.partition_key, entries) != (self.name, partition_key, {label}):
-            raise StoreError(
-                f"the footer of {label} is of {footer.generation}, {footer.partition_key!r}, {sorted(entries)}: "
-                f"it was to be of {self.name}, partition {partition_key!r}"
-            )
-        self.manifest.add_file(self._folder(partition_key) / f"{label}.parquet", footer, size)
-        segment = self.manifest.segment(self.name, label)
-        assert segment is not None
-        return segment
 
     def compact(self, partition_key: str | None = None) -> CompactionReport:
         """Merges each partition's files into one without superseded rows; deletes go too once every target has them.

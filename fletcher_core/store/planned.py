@@ -1,10 +1,11 @@
 """Segments that are written by one process and committed by another.
 
-Whoever holds the partition's lock plans a segment: its label, its sequences, and a file to write it to, beside the
-store's own. Another process that reaches the same disk writes that file; it counts for nothing until the first one
-gives it its place and records it. A writer that was given up for lost may go on writing: nobody looks there any more.
+Whoever holds the partition's lock plans a segment: its label, its sequences, and where to write it, beside the store's
+own files or in its bucket. Another process that reaches the same disk or bucket writes it there; it counts for nothing
+until the first one records it. A writer that was given up for lost may go on writing: nobody looks there any more.
 """
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,7 @@ class PlannedSegment:
         first_sequence: of its first row; `rows` sequences are its own, used or not.
         rows: the most rows that it can have.
         run_id: the run that will commit it.
-        path: where to write it.
+        where: the file to write it to, or the address of the store on object storage that it goes into.
     """
 
     generation: str
@@ -41,7 +42,7 @@ class PlannedSegment:
     first_sequence: int
     rows: int
     run_id: str
-    path: Path
+    where: Path | str
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def write_planned(plan: PlannedSegment, rows: pa.Table, committed_at: float) -> 
         committed_at: seconds since 1970.
 
     Raises:
-        StoreError: rows that do not fit; the disk is full or cannot be written.
+        StoreError: rows that do not fit; the disk is full or cannot be written; the object storage does not answer.
     """
     table = segment_table(
         checked_rows(rows, plan.schema),
@@ -74,9 +75,16 @@ def write_planned(plan: PlannedSegment, rows: pa.Table, committed_at: float) -> 
     footer = footer_of(
         plan.generation, plan.partition_key, table, plan.label, plan.first_sequence, plan.run_id, committed_at
     )
-    with committed(plan.path) as file:
-        write_table(file, table, footer)
-    return WrittenSegment(plan, footer, plan.path.stat().st_size)
+    if isinstance(plan.where, Path):
+        with committed(plan.where) as file:
+            write_table(file, table, footer)
+        return WrittenSegment(plan, footer, plan.where.stat().st_size)
+    from fletcher_core.store.cloud.upload import put_segment  # needs the extra `cloud`
+
+    content = io.BytesIO()
+    write_table(content, table, footer)
+    put_segment(plan.where, plan.generation, plan.partition_key, plan.label, content.getvalue())
+    return WrittenSegment(plan, footer, content.tell())
 
 
 def footer_of(

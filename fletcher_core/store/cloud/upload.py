@@ -1,7 +1,7 @@
 """For processes that write segment files for a run elsewhere: into the bucket, without opening the store.
 
 Such a file counts once the run, which holds the partition's lock and gave out the label and the sequences, records it
-with `Generation.record_segment`.
+with `Generation.adopt`.
 """
 
 from functools import lru_cache

@@ -5,18 +5,16 @@ import logging
 from pathlib import Path
 
 import boto3
-import pyarrow as pa
 import pytest
 from s3_proxy import OpenOn, Proxy
-from store_contents import CARD, check_invariants, generation_of, live_texts, upserts, write
+from store_contents import check_invariants, generation_of, live_texts, upserts, write
 
 from fletcher_core.errors import ConfigError, StoreError, StoreLockedError
 from fletcher_core.store import Generation, VectorStore, live_table
 from fletcher_core.store.cloud.log import CHECKPOINT_EVERY
 from fletcher_core.store.cloud.upload import put_segment
 from fletcher_core.store.health import vector_health
-from fletcher_core.store.rows import checked_rows, segment_table
-from fletcher_core.store.segments import new_label, parquet_writer, read_footer
+from fletcher_core.store.planned import write_planned
 from fletcher_core.store.statistics import record_statistics
 from fletcher_core.store.status import collection_status, find_collections
 
@@ -206,43 +204,23 @@ def test_deliveries_are_everyones_and_a_sender_that_was_replaced_records_none(on
     assert here.manifest.delivery("t:1", label).state == "applied"
 
 
-def test_a_segment_that_another_process_put_counts_once_it_is_recorded(
+def test_a_segment_that_another_process_wrote_counts_once_it_is_adopted(
     on: OpenOn, address: str, tmp_path: Path
 ) -> None:
     store = on("the driver")
     generation = generation_of(store)
     with generation.locked("p", "the run"):
-        first = store.manifest.allocate(2)
-        label = new_label(first)
-        path = tmp_path / "of the worker.parquet"
-        rows = segment_table(
-            checked_rows(upserts({"a": "one", "b": "two"}), generation.schema),
-            generation.schema,
-            partition_key="p",
-            fingerprint=CARD.fingerprint,
-            first_sequence=first,
-            label=label,
-        )
-        _write_segment(path, rows, generation, label, first)
-        put_segment(address, generation.name, "p", label, path)
+        plan = generation.plan_segment("p", 3, "the run", tmp_path)
+        assert plan.where == address
+        written = write_planned(plan, upserts({"a": "one", "b": "two"}), 1.0)
         assert live_texts(generation) == {}
-        segment = generation.record_segment("p", label, read_footer(path), path.stat().st_size)
+        segment = generation.adopt(written)
         assert not segment.file.exists()
-        with pytest.raises(StoreError, match="not held"):
-            generation.record_segment("q", label, read_footer(path), 1)
+        assert (segment.rows, segment.first_sequence, segment.bytes) == (2, plan.first_sequence, written.bytes)
     assert live_texts(generation) == {("p", "a"): "one", ("p", "b"): "two"}
     another = on("another")
     assert live_texts(generation_of(another)) == {("p", "a"): "one", ("p", "b"): "two"}
     check_invariants(another)
-
-
-def _write_segment(path: Path, rows: pa.Table, generation: Generation, label: str, first: int) -> None:
-    from fletcher_core.store.segments import Footer, SegmentEntry
-
-    entry = SegmentEntry(label, rows.num_rows, 0, first, first + rows.num_rows - 1, "the run", 1.0)
-    with parquet_writer(path, generation.schema) as writer:
-        writer.write_table(rows)
-        writer.add_key_value_metadata(Footer(generation.name, "p", (entry,)).encode())
 
 
 def test_a_working_copy_can_be_deleted_and_one_of_a_store_begun_anew_is_not_believed(
