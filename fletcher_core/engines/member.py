@@ -31,7 +31,7 @@ class Member:
     """One device. It is in the pool while `is_in`; only then is its engine anybody's but the attempt's to start it.
 
     Attributes: `label`, its name; `rate`, of late; `failed` and `taken_back`, how often; `last_failure`; `in_flight`,
-    batches.
+    batches; `refusals` in a row, of batches that others computed.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Member:
     ) -> None:
         self.label = label
         self.is_in = False
-        self.in_flight = 0
+        self.in_flight = self.refusals = 0
         self.rate = Rate()
         self.failed = self.taken_back = 0
         self.last_failure = ""
@@ -131,6 +131,7 @@ class Member:
             self._engine = IsolatedEngine(self._spec, self._supervision, self._reference)
         else:
             self._engine.restart()
+        self.refusals = 0
         self.rate = Rate()  # its device may be another one by now, or have other work
         self._recovery.well()
 

@@ -83,7 +83,6 @@ class PoolRun:
         self._out: deque[_Ticket] = deque()  # drawn and not yielded, in order
         self._again: deque[_Ticket] = deque()  # to be tried alone
         self._lanes: dict[Member, _Lane] = {}
-        self._refused: dict[Member, int] = {}  # refusals in a row
         self._suspected: dict[Member, _Refusal] = {}  # not cleared up: the device gets nothing new
 
     def results(self) -> Iterator[Float32]:
@@ -212,6 +211,7 @@ class PoolRun:
                 self._end_sending(member)
         poll = select.poll()
         lanes = {lane.stream.fileno(): lane for lane in self._lanes.values() if lane.stream.in_flight}
+        lanes.pop(-1, None)  # of one that was closed meanwhile: it is asked, and says so
         for descriptor in lanes:
             poll.register(descriptor, select.POLLIN)
         began = time.monotonic()
@@ -247,7 +247,7 @@ class PoolRun:
         member.in_flight -= 1
         ticket.vectors = vectors
         member.observe(ticket.tokens, seconds)
-        self._refused.pop(member, None)
+        member.refusals = 0
         if (refusal := ticket.refusal) is not None and refusal.member in self._suspected:
             refusal.open -= 1
             if not refusal.open:
@@ -257,8 +257,8 @@ class PoolRun:
         """All that a device failed on was computed in the end: the batches were not the cause."""
         member = refusal.member
         self._suspected.pop(member, None)
-        self._refused[member] = self._refused.get(member, 0) + 1
-        if self._refused[member] >= _REFUSALS and member.is_in:
+        member.refusals += 1
+        if member.refusals >= _REFUSALS and member.is_in:
             self._lose(member, refusal.error, "refused")
 
     def _end(self, lane: _Lane) -> None:
@@ -281,7 +281,6 @@ class PoolRun:
         """A device leaves the pool; what it had is tried alone on others."""
         lane = self._lanes.pop(member, None)
         self._suspected.pop(member, None)
-        self._refused.pop(member, None)
         member.leave(error, cause)
         if lane is not None:
             self._fail(lane, error, None)

@@ -55,7 +55,7 @@ class Stream:
         self._flying: deque[_Sent] = deque()
         self._lent: Slot | None = None
         self._waited = 0.0  # seconds, in vain, for the oldest
-        self._begun = self._ended = self._over = False
+        self._begun = self._ended = self._interrupted = self._over = False
 
     @property
     def in_flight(self) -> int:
@@ -146,7 +146,8 @@ class Stream:
 
     def interrupt(self) -> None:
         """Tell the worker to drop what it has; `give_up` hears that it did."""
-        if self._begun and not self._over:
+        if self._begun and not self._interrupted and not self._over:
+            self._interrupted = True
             self._process.send({"kind": "stop"})
 
     def give_up(self) -> None:

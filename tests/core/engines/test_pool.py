@@ -229,12 +229,15 @@ def test_a_device_with_wrong_vectors_is_found_by_the_known_batch(
     assert np.array_equal(vectors_of(pool, batches(20)), vectors_of(alone, batches(20)))
 
 
+@pytest.mark.parametrize("at_once", [30, 3])
 def test_a_device_that_refuses_what_others_compute_is_out_after_some_times(
-    made: Callable[..., EnginePool], broken: Any, spec: EngineSpec, alone: Any
+    made: Callable[..., EnginePool], broken: Any, spec: EngineSpec, alone: Any, at_once: int
 ) -> None:
     pool = made([broken(refused=ODD), spec], intervals=NEVER)
-    given = batches(60, odd=tuple(range(60)))
-    assert np.array_equal(vectors_of(pool, given), vectors_of(alone, given))
+    given = batches(30, odd=tuple(range(30)))
+    for start in range(0, 30, at_once):
+        some = given[start : start + at_once]
+        assert np.array_equal(vectors_of(pool, some), vectors_of(alone, some))
     assert pool.health.devices_out == ("0",)
     assert "this text is refused" in pool.health.last_failure
     assert value("fletcher_pool_changes_total", device="0", cause="refused") >= 1
@@ -317,6 +320,15 @@ def test_a_closed_pool_is_lost_and_nobody_starts_it_again(made: Callable[..., En
         vectors_of(pool, batches(3))
     del pool
     wait_until(lambda: not any(thread.name == "fletcher-probe" for thread in threading.enumerate()))
+
+
+def test_a_pool_that_is_closed_while_it_runs_is_lost(made: Callable[..., EnginePool], spec: EngineSpec) -> None:
+    pool = made([spec, spec])
+    stream = pool.run(iter(batches(200)))
+    next(stream)
+    pool.close()
+    with pytest.raises(EngineLost, match="all 2 devices are out"):
+        list(stream)
 
 
 def test_devices_by_setting(minilm: Embedder) -> None:
