@@ -97,6 +97,20 @@ def test_what_names_another_object_or_port_finds_it(helm: Path, file: Path | Non
             assert claim in (None, "models") or ("PersistentVolumeClaim", claim) in objects
 
 
+@pytest.mark.parametrize("file", [None, *EXAMPLES], ids=lambda file: file.stem if file else "defaults")
+def test_nobody_asks_for_more_than_its_limit(helm: Path, file: Path | None) -> None:
+    for name, template in pods(rendered(helm, *(["-f", file] if file else []))).items():
+        resources = template["spec"]["containers"][0]["resources"]
+        for kind, asked in resources["requests"].items():
+            assert quantity(asked) <= quantity(resources["limits"][kind]), (name, kind)
+
+
+def quantity(text: str) -> float:
+    units = {"": 1.0, "m": 1e-3, "Mi": 2.0**20, "Gi": 2.0**30}
+    number = text.rstrip("mMGi")
+    return float(number) * units[text[len(number) :]]
+
+
 def test_a_pod_has_the_time_to_drain(helm: Path) -> None:
     spec = pods(rendered(helm, "--set", "serve.drainSeconds=120", "--set", "serve.preStopSeconds=7"))["fletcher"][
         "spec"
