@@ -12,6 +12,7 @@ from chart import CHART, EXAMPLES, ROOT, SCHEMA, TEMPLATES, VALUES, described, o
 from starlette.testclient import TestClient
 
 from fletcher_core import Embedder
+from fletcher_core.addresses import SCHEMES
 from fletcher_core.commands.app import app
 from fletcher_core.service.batcher import Batcher
 from fletcher_core.service.http import HttpService
@@ -117,6 +118,14 @@ def test_every_value_is_in_the_schema_in_the_templates_and_on_the_page(path: str
     used = "".join(TEMPLATES.values())
     assert f".{path.rsplit('.', 1)[-1]}" in used, path
     assert f"`{path}`" in PAGE, path
+
+
+def test_the_store_may_be_wherever_fletcher_can_have_it() -> None:
+    pattern = described("store.url")["pattern"]
+    for scheme in SCHEMES:
+        assert re.match(pattern, f"{scheme}://bucket/folder"), scheme
+    for address in ("/vectors", "ftp://host/folder", "s3://", "s3://key:secret@bucket"):
+        assert not re.match(pattern, address), address
 
 
 def test_the_schema_has_no_value_that_the_chart_does_not_have() -> None:
