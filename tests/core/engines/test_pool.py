@@ -146,6 +146,19 @@ def test_no_more_is_drawn_than_may_be_out(whole: EnginePool) -> None:
     assert most <= 2 * (whole.ahead + 1)
 
 
+def test_a_device_that_is_much_slower_gets_one_batch_at_a_time_and_answers_it(whole: EnginePool, alone: Any) -> None:
+    """An engine does not answer before it has several batches, or is told that there are no more."""
+    whole.members[1].rate.observe(1, 10.0)
+    given, most = batches(60), 0
+    got = []
+    for vectors in whole.run(iter(given), Stop(deadline=time.monotonic() + 60)):
+        got.append(vectors.copy())
+        if whole.members[1].rate.value < whole.members[0].rate.value / 8:
+            most = max(most, whole.members[1].in_flight)
+    assert np.array_equal(np.concatenate(got), vectors_of(alone, given))
+    assert most <= 1
+
+
 def test_a_stream_given_up_halfway_leaves_the_devices_fit_for_the_next(whole: EnginePool, alone: Any) -> None:
     pids = whole.pids
     for taken in (0, 1, 9):
@@ -183,8 +196,16 @@ def test_a_device_that_is_lost_leaves_the_pool_and_comes_back(
 ) -> None:
     pool = made([spec, spec], PATIENT if sign == signal.SIGKILL else Supervision(hang_floor=1.0), ProbeIntervals(0.2))
     before = value("fletcher_pool_changes_total", device="1", cause="lost")
-    got, impaired = [], False
-    for number, vectors in enumerate(pool.run(iter(batches(80)))):
+    got: list[np.ndarray] = []
+    impaired, most_out = False, 0
+
+    def source() -> Iterator[TokenBatch]:
+        nonlocal most_out
+        for number, batch in enumerate(batches(80)):
+            most_out = max(most_out, number + 1 - len(got))
+            yield batch
+
+    for number, vectors in enumerate(pool.run(source())):
         got.append(vectors.copy())
         if number == 5:
             os.kill(pool.pids[1], sign)
@@ -194,6 +215,7 @@ def test_a_device_that_is_lost_leaves_the_pool_and_comes_back(
             assert pool.health.last_failure.startswith("1 of 2 devices is out; device 1: ")
     assert np.array_equal(np.concatenate(got), vectors_of(alone, batches(80)))
     assert impaired
+    assert most_out <= 2 * (pool.ahead + 1) + 1  # also while all waited for the one that was frozen
     assert value("fletcher_pool_changes_total", device="1", cause="lost") == before + 1
     wait_until(lambda: not pool.health.devices_out)
     assert (pool.health.failed, pool.health.taken_back) == (1, 1)
