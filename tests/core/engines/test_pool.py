@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from chaos.broken_engine import VARIABLE
 from fletcher_core import Embedder
 from fletcher_core.engines import EngineSpec, devices, start_engine
+from fletcher_core.engines.dispatch import Rate
 from fletcher_core.engines.failover import FailoverEngine, ProbeIntervals
 from fletcher_core.engines.isolated import EngineLost, IsolatedEngine
 from fletcher_core.engines.isolated.engine import Supervision
@@ -148,6 +149,7 @@ def test_no_more_is_drawn_than_may_be_out(whole: EnginePool) -> None:
 
 def test_a_device_that_is_much_slower_gets_one_batch_at_a_time_and_answers_it(whole: EnginePool, alone: Any) -> None:
     """An engine does not answer before it has several batches, or is told that there are no more."""
+    vectors_of(whole, batches(60))  # so that both rates are known
     whole.members[1].rate.observe(1, 10.0)
     given, most = batches(60), 0
     got = []
@@ -157,6 +159,7 @@ def test_a_device_that_is_much_slower_gets_one_batch_at_a_time_and_answers_it(wh
             most = max(most, whole.members[1].in_flight)
     assert np.array_equal(np.concatenate(got), vectors_of(alone, given))
     assert most <= 1
+    whole.members[1].rate = Rate()
 
 
 def test_a_stream_given_up_halfway_leaves_the_devices_fit_for_the_next(whole: EnginePool, alone: Any) -> None:
@@ -333,24 +336,20 @@ def test_a_device_that_does_not_start_is_out_until_it_does(
     assert np.array_equal(vectors_of(pool, batches(20)), vectors_of(alone, batches(20)))
 
 
-def test_a_closed_pool_is_lost_and_nobody_starts_it_again(made: Callable[..., EnginePool], spec: EngineSpec) -> None:
+def test_a_pool_that_is_closed_while_it_runs_is_lost_and_nobody_starts_it_again(
+    made: Callable[..., EnginePool], spec: EngineSpec
+) -> None:
     pool = made([spec, spec])
     os.kill(pool.pids[0], signal.SIGKILL)
-    vectors_of(pool, batches(20))
-    pool.close()
-    with pytest.raises(EngineLost, match="all 2 devices are out"):
-        vectors_of(pool, batches(3))
-    del pool
-    wait_until(lambda: not any(thread.name == "fletcher-probe" for thread in threading.enumerate()))
-
-
-def test_a_pool_that_is_closed_while_it_runs_is_lost(made: Callable[..., EnginePool], spec: EngineSpec) -> None:
-    pool = made([spec, spec])
     stream = pool.run(iter(batches(200)))
     next(stream)
     pool.close()
     with pytest.raises(EngineLost, match="all 2 devices are out"):
         list(stream)
+    with pytest.raises(EngineLost, match="all 2 devices are out"):
+        vectors_of(pool, batches(3))
+    wait_until(lambda: not any(thread.name == "fletcher-probe" for thread in threading.enumerate()))
+    assert pool.pids == []
 
 
 def test_devices_by_setting(minilm: Embedder) -> None:
