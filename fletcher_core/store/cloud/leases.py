@@ -51,10 +51,10 @@ class Session:
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
 
-    def take(self, name: str, run_id: str, *, instead_of: str | None = None) -> None:
-        """Takes a lease. Raises LeaseHeld, StoreError."""
+    def take(self, name: str, run_id: str, *, instead_of: Lease | None = None) -> None:
+        """Takes a lease that is free, or whose holder, `instead_of`, is dead. Raises LeaseHeld, StoreError."""
         lease = Lease(name, uuid4().hex, self.id, self.copy, run_id, socket.gethostname(), os.getpid())
-        arguments = {"lease": asdict(lease), "instead_of": instead_of}
+        arguments = {"lease": asdict(lease), "instead_of": None if instead_of is None else instead_of.token}
         if self._log.perform(Operation("acquire", arguments)):
             self.unsettled.add(name)
         self._log.held[name] = lease.token
@@ -63,6 +63,8 @@ class Session:
                 self._thread = threading.Thread(target=self._renew, name="fletcher-leases", daemon=True)
                 self._thread.start()
         self._wake.set()
+        if instead_of is not None:
+            self._forget(instead_of.session)
 
     def end(self, name: str, *, in_order: bool) -> None:
         """Lets go of a lease. Where the storage does not answer it is lost in time, as it is not renewed any more."""
@@ -89,10 +91,13 @@ class Session:
             self._ended.set()
             self._wake.set()
             self._thread.join()
-            try:
-                self._bucket.delete([self._name(self.id)])
-            except StoreError as error:
-                _LOG.warning("the object of an ended session stays: %s", error)
+            self._forget(self.id)
+
+    def _forget(self, session: str) -> None:
+        try:
+            self._bucket.delete([self._name(session)])
+        except StoreError as error:
+            _LOG.warning("the object of an ended session stays: %s", error)
 
     def _heard(self, lease: Lease) -> int | None:
         """The number of the last renewal that a lease was in; None when there is none."""
@@ -150,7 +155,7 @@ class LeasedLock:
         try:
             while (lease := self._take(run_id)) is not None:
                 if self._session.is_lost(lease):
-                    if self._take(run_id, instead_of=lease.token) is None:
+                    if self._take(run_id, instead_of=lease) is None:
                         return
                 elif time.monotonic() >= deadline:
                     raise StoreLockedError(
@@ -182,7 +187,7 @@ class LeasedLock:
         finally:
             self._local.release()
 
-    def _take(self, run_id: str, instead_of: str | None = None) -> Lease | None:
+    def _take(self, run_id: str, instead_of: Lease | None = None) -> Lease | None:
         """None when it is ours now, else whose it is."""
         while True:
             try:
@@ -191,6 +196,6 @@ class LeasedLock:
                 return None
             except LeaseHeld as held:
                 # We have the lock that a holder with this working copy would have, too: that process is dead.
-                if held.lease.copy != self._session.copy or held.lease.token == instead_of:
+                if held.lease.copy != self._session.copy:
                     return held.lease
-                instead_of = held.lease.token
+                instead_of = held.lease

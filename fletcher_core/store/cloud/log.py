@@ -231,7 +231,21 @@ def store_id(bucket: Bucket, *, make: bool) -> str | None:
             return identity
         if not make:
             return None
+        _check_conditions(bucket)
         bucket.create(IDENTITY, json.dumps({"version": MANIFEST_VERSION, "id": uuid4().hex}).encode())
+
+
+def _check_conditions(bucket: Bucket) -> None:
+    """Raises StoreError where a second put under one name is not refused: two machines would undo each other."""
+    name = f"probes/{uuid4().hex}"
+    try:
+        if not bucket.create(name, b"first") or bucket.create(name, b"second"):
+            raise StoreError(
+                f"the object storage at {bucket.address} does not heed the condition of a put (If-None-Match: *): no "
+                "store can be shared there. Use one that does: Amazon S3, Google Cloud Storage, Azure, MinIO, ..."
+            )
+    finally:
+        bucket.delete([name])
 
 
 def _content(address: str, name: str, data: bytes) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from fletcher_core.store import Manifest
 from fletcher_core.store.cloud import bucket as bucket_module
 from fletcher_core.store.cloud import log as log_module
 from fletcher_core.store.cloud.bucket import Bucket
-from fletcher_core.store.cloud.changes import TABLES, LeaseHeld
+from fletcher_core.store.cloud.changes import TABLES, Lease, LeaseHeld
 from fletcher_core.store.cloud.objects import ObjectExists, ObjectFailed
 from fletcher_core.store.cloud.settings import CloudSettings
 from fletcher_core.store.cloud.working_copy import WorkingCopy, copy_of
@@ -134,8 +134,9 @@ class TwoMachines(RuleBasedStateMachine):
     def take_over(self, who: int) -> None:
         mine, other = (self.machines[at][0]._session for at in (who, 1 - who))
         if "g--p" not in mine._log.held and (token := other._log.held.get("g--p")):
+            dead = Lease("g--p", token, other.id, other.copy, "run", "host", 1)
             try:
-                mine.take("g--p", f"run on {who}", instead_of=token)
+                mine.take("g--p", f"run on {who}", instead_of=dead)
             except LeaseHeld:
                 return
 
@@ -224,6 +225,14 @@ def test_two_machines_agree_whatever_becomes_of_their_puts() -> None:
         suppress_health_check=list(HealthCheck),
     )
     TwoMachines.TestCase("runTest").runTest()
+
+
+def test_storage_that_does_not_heed_the_condition_of_a_put_is_refused(tmp_path: Path) -> None:
+    memory = Memory()
+    memory.create = memory.put  # type: ignore[method-assign]
+    with pytest.raises(StoreError, match="does not heed the condition"):
+        machine(memory, tmp_path / "a")
+    assert memory.objects == {}
 
 
 def test_every_fate_of_a_put_is_met_by_a_machine_that_keeps_trying(tmp_path: Path) -> None:
