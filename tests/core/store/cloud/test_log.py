@@ -8,6 +8,7 @@ import random
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,8 @@ class Memory:
         if fate == "late":
             self.late.append((name, data))
             raise ObjectFailed(fate)
-        if name in self.objects:
+        if self.objects.setdefault(name, data) is not data:
             raise ObjectExists(name)
-        self.objects[name] = data
         if fate == "done, answer lost":
             raise ObjectFailed(fate)
 
@@ -233,6 +233,43 @@ def test_storage_that_does_not_heed_the_condition_of_a_put_is_refused(tmp_path: 
     with pytest.raises(StoreError, match="does not heed the condition"):
         machine(memory, tmp_path / "a")
     assert memory.objects == {}
+
+
+def test_processes_that_share_a_working_copy_follow_the_log_side_by_side(tmp_path: Path) -> None:
+    memory = Memory()
+    sharing = [machine(memory, tmp_path / "shared") for _ in range(3)]
+    other = machine(memory, tmp_path / "other")
+
+    def work(copy: WorkingCopy, manifest: Manifest) -> list[int]:
+        given = []
+        for _ in range(30):
+            copy._log.sync()
+            given.append(manifest.allocate(1))
+        return given
+
+    with ThreadPoolExecutor(4) as threads:
+        given = list(threads.map(work, *zip(*sharing, other, strict=True)))
+    assert sorted(number for some in given for number in some) == list(range(1, 121))
+
+
+def test_an_entry_that_another_process_of_the_machine_applied_meanwhile_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = Memory()
+    (slow, manifest), (fast, _), (_, elsewhere) = (machine(memory, tmp_path / name) for name in ("a", "a", "b"))
+    for _ in range(3):
+        elsewhere.allocate(1)
+
+    def overtaken(name: str) -> bytes:
+        monkeypatch.undo()
+        data = memory.get(name)
+        fast._log.sync()
+        return data
+
+    monkeypatch.setattr(memory, "get", overtaken)
+    slow._log.sync()
+    assert manifest.next_sequence() == 4
+    assert manifest.allocate(1) == 4
 
 
 def test_every_fate_of_a_put_is_met_by_a_machine_that_keeps_trying(tmp_path: Path) -> None:
