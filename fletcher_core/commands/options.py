@@ -37,7 +37,6 @@ _SETTINGS = {
     "metadata_columns": "--keep",
     "max_length": "--max-length",
     "long_text": "--long-text",
-    "devices": "--devices",
 }
 """What the command line calls the settings that errors name."""
 
@@ -203,7 +202,7 @@ def devices_of(said: str | None) -> int | list[int] | None:
         return int(said)
     if re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*,?\s*", said, re.ASCII):
         return [int(number) for number in said.split(",") if number.strip()]
-    raise ConfigError(f"--devices is {said!r}: give a number of devices, as 2, or the numbers of some, as 0,1")
+    raise ConfigError(f"--devices is {said!r}: give how many, as 2, or the numbers of some, as 0,1")
 
 
 def open_store(folder: Where, collection: str) -> "VectorStore":

@@ -15,5 +15,5 @@ def test_what_is_said_is_what_the_embedder_takes(said: str | None, devices: int 
 
 @pytest.mark.parametrize("said", ["", ",", "-1", "all", "0,,1", "0;1", "1.5", "\u0662"])
 def test_anything_else_is_refused_in_words(said: str) -> None:
-    with pytest.raises(ConfigError, match="give a number of devices, as 2, or the numbers of some, as 0,1"):
+    with pytest.raises(ConfigError, match="give how many, as 2, or the numbers of some, as 0,1"):
         devices_of(said)
