@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from s3_proxy import OpenOn, Proxy
+from s3_proxy import OpenOn, Proxy, s3_client
 
 from fletcher_core.store import VectorStore
 from fletcher_core.store.cloud import bucket
@@ -50,11 +50,8 @@ def proxy(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 @pytest.fixture
 def address(proxy: Proxy) -> str:
     """Of a store that is not there yet, in a bucket of its own."""
-    import boto3
-
     name = f"bucket-{os.getpid()}-{next(_names)}"
-    keys = {"aws_access_key_id": "k", "aws_secret_access_key": "s", "region_name": "us-east-1"}
-    boto3.client("s3", endpoint_url=f"http://127.0.0.1:{proxy.server_port}", **keys).create_bucket(Bucket=name)
+    s3_client(proxy).create_bucket(Bucket=name)
     return f"s3://{name}/some/folder"
 
 

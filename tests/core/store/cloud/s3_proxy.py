@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Literal
+from typing import Any, Literal
 
 from fletcher_core.store import VectorStore
 
@@ -131,3 +131,11 @@ class Proxy:
                 pass
 
         return Handler
+
+
+def s3_client(proxy: Proxy) -> Any:
+    """boto3's, straight to the server."""
+    import boto3
+
+    keys = {"aws_access_key_id": "k", "aws_secret_access_key": "s", "region_name": "us-east-1"}
+    return boto3.client("s3", endpoint_url=f"http://127.0.0.1:{proxy.server_port}", **keys)

@@ -5,12 +5,11 @@ import random
 from pathlib import Path
 from typing import Any
 
-import boto3
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from s3_proxy import OpenOn, Proxy
+from s3_proxy import OpenOn, Proxy, s3_client
 
 from fletcher_core import Embedder
 from fletcher_core.cli import main
@@ -28,7 +27,7 @@ class Uploads:
 
     def __init__(self, proxy: Proxy, address: str) -> None:
         self.bucket = address.removeprefix("s3://").split("/")[0]
-        self.client: Any = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{proxy.server_port}")
+        self.client: Any = s3_client(proxy)
         self.source = ParquetTable(
             f"s3://{self.bucket}/in/*/*.parquet", name="docs", id_column="id", text_columns=("text",)
         )

@@ -4,9 +4,8 @@ import json
 import logging
 from pathlib import Path
 
-import boto3
 import pytest
-from s3_proxy import OpenOn, Proxy
+from s3_proxy import OpenOn, Proxy, s3_client
 from store_contents import check_invariants, generation_of, live_texts, upserts, write
 
 from fletcher_core.errors import ConfigError, StoreError, StoreLockedError
@@ -24,7 +23,7 @@ ROW = {"id": "q", "reason": "too_long", "message": "m", "content_hash": "h"}
 def objects(proxy: Proxy, address: str) -> dict[str, int]:
     """Sizes of all objects by their names below the store's address."""
     bucket, _, prefix = address.removeprefix("s3://").partition("/")
-    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{proxy.server_port}")
+    client = s3_client(proxy)
     found = client.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/").get("Contents", [])
     return {each["Key"].removeprefix(f"{prefix}/"): each["Size"] for each in found}
 
@@ -229,7 +228,7 @@ def test_a_working_copy_can_be_deleted_and_one_of_a_store_begun_anew_is_not_beli
     with on("here") as store:
         write(generation_of(store), "p", {"a": "one"})
     bucket, _, prefix = address.removeprefix("s3://").partition("/")
-    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{proxy.server_port}")
+    client = s3_client(proxy)
     for name in objects(proxy, address):
         client.delete_object(Bucket=bucket, Key=f"{prefix}/{name}")
     again = on("here")
@@ -248,7 +247,7 @@ def test_stores_below_an_address_are_found(on: OpenOn, address: str) -> None:
 def test_a_newer_fletchers_store_is_left_alone(on: OpenOn, proxy: Proxy, address: str) -> None:
     on("here")
     bucket, _, prefix = address.removeprefix("s3://").partition("/")
-    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{proxy.server_port}")
+    client = s3_client(proxy)
     body = json.dumps({"version": 99, "id": "x"}).encode()
     client.put_object(Bucket=bucket, Key=f"{prefix}/fletcher.json", Body=body)
     with pytest.raises(StoreError, match=r"newer Fletcher: it is of version 99"):
