@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import dagster as dg
 
-from fletcher_core.addresses import below
+from fletcher_core.addresses import below, checked_address
 from fletcher_core.errors import ConfigError
 from fletcher_core.models.description import ModelDescription, describe_model
 from fletcher_core.setting_values import VectorType
@@ -162,7 +162,7 @@ def _spec(source: Source, translator: FletcherTranslator, resource: FletcherReso
     defaults: dict[str, Any] = {"dagster/table_name": collection, **source_place(source)}
     if "store_path" in settings:
         place = below(settings["store_path"], collection)
-        defaults["dagster/uri"] = place if isinstance(place, str) else place.absolute().as_uri()
+        defaults["dagster/uri"] = checked_address(place) if isinstance(place, str) else place.absolute().as_uri()
     if described and settings.get("vector_type") in get_args(VectorType):
         defaults["dagster/column_schema"] = declared_schema(source, described.dimension, settings["vector_type"])
     if url := settings.get("dashboard_url"):

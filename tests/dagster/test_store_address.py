@@ -8,6 +8,7 @@ import dagster as dg
 import pytest
 from embedding_project import Project
 
+from fletcher_core.errors import ConfigError
 from fletcher_core.store import VectorStore
 from fletcher_dagster import FletcherResource, fletcher_assets
 
@@ -34,3 +35,7 @@ def test_the_assets_uri_is_the_stores_address(project: Project) -> None:
 
     (spec,) = embeddings.specs
     assert spec.metadata["dagster/uri"].startswith(f"{ADDRESS}/")
+    with pytest.raises(ConfigError, match="begins with s3://"):
+        fletcher_assets(sources=[project.docs()], resource=FletcherResource(store_path="ftp://host/vectors"))(
+            lambda context: iter(())
+        )
