@@ -160,7 +160,7 @@ class Run:
         if process.returncode:
             raise SystemExit(f"{name} ended with status {process.returncode}: {output}")
         last = output.strip().splitlines()[-1]
-        figures = json.loads(last) if last.startswith("{") else {"output": output}
+        figures = json.loads(last) if last.startswith("{") else {}
         watch.driver.cpu_seconds = usage.ru_utime + usage.ru_stime
         step = Step(name, rows, wall, figures, watch.driver, watch.server, watch.work_bytes)
         step.places = places(self.folder)
