@@ -59,15 +59,14 @@ class ManifestLog:
             Whatever the change's own function raises, on the newest state there is.
         """
         while True:
-            refusal: Exception | None = None
             try:
                 return self._append(operation)
             except _Behind:
-                pass
-            except _Refused as error:  # perhaps only by a state that is out of date
-                refusal = error.reason
-            if not self.sync() and refusal is not None:
-                raise refusal
+                self.sync()
+            except _Refused as refused:
+                self.sync()
+                if self._position()[0] == refused.number:  # not by a state that was out of date
+                    raise refused.reason from None
 
     def sync(self) -> int:
         """Applies what others have added; how many entries. One request when there is nothing."""
@@ -81,10 +80,8 @@ class ManifestLog:
             names = self._bucket.names("log", after=_name(number + 1))
             if len(names) > 2 * CHECKPOINT_EVERY:
                 applied += self._load_checkpoint()
-                number, _ = self._position()
-                names = [name for name in names if name > _name(number)]
-            else:
-                applied += self._apply([(number + 1, first)])
+            applied += self._apply([(number + 1, first)])
+            names = [name for name in names if name > _name(self._position()[0])]
             with ThreadPoolExecutor(_AT_ONCE) as threads:
                 for start in range(0, len(names), _BATCH):
                     batch = names[start : start + _BATCH]
@@ -118,7 +115,7 @@ class ManifestLog:
                 check_leases(connection, leases)
                 result = CHANGES[operation.name](connection, **operation.arguments)
             except Exception as error:
-                raise _Refused(error) from error
+                raise _Refused(error, number) from error
             entry = uuid4().hex
             content = {
                 "version": MANIFEST_VERSION,
@@ -207,11 +204,12 @@ class ManifestLog:
 
 
 class _Refused(Exception):
-    """The change's own function, or a lease, was against it."""
+    """The change's own function, or a lease, was against it, in the state that entry `number` made."""
 
-    def __init__(self, reason: Exception) -> None:
+    def __init__(self, reason: Exception, number: int) -> None:
         super().__init__(str(reason))
         self.reason = reason
+        self.number = number
 
 
 def store_id(bucket: Bucket, *, make: bool) -> str | None:

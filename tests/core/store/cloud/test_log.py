@@ -272,6 +272,22 @@ def test_an_entry_that_another_process_of_the_machine_applied_meanwhile_is_passe
     assert manifest.allocate(1) == 4
 
 
+def test_a_copy_that_is_far_behind_catches_up_with_and_without_a_checkpoint(tmp_path: Path) -> None:
+    memory = Memory()
+    (_, ahead), (behind, manifest), (other, late) = (machine(memory, tmp_path / name) for name in "abc")
+    ahead.allocate(1)
+    for copy in (behind, other):
+        copy._log.sync()
+    for _ in range(10):
+        ahead.allocate(1)
+    behind._log.sync()
+    assert manifest.next_sequence() == 12
+    memory.delete(memory.names("checkpoints"))
+    other._log.sync()
+    assert late.next_sequence() == 12
+    assert late.allocate(1) == 12
+
+
 def test_every_fate_of_a_put_is_met_by_a_machine_that_keeps_trying(tmp_path: Path) -> None:
     seed = 11
     print("seed", seed)
