@@ -386,9 +386,11 @@ class Generation:
             yield
             self.place.publish(path)
             self.manifest.add_file(path, footer)
-        except BaseException:
+        except BaseException as error:
             if self.manifest.segment(self.name, label) is None:  # who is told that it failed may write the rows again
                 path.unlink(missing_ok=True)
+                if isinstance(error, StoreLockedError):  # refused for good, not only without an answer
+                    self.place.withdraw(path)
             raise
 
     def _known(self, label: str) -> Segment:

@@ -67,6 +67,9 @@ class Place(Protocol):
     def publish(self, file: Path) -> None:
         """Makes a finished file everyone's, before the manifest names it."""
 
+    def withdraw(self, file: Path) -> None:
+        """Takes back what was published and will never be named."""
+
     def recover(self, manifest: Manifest, folder: Path) -> None:
         """Puts in order what killed runs left in a partition's folder. The caller holds its lock."""
 
@@ -125,6 +128,9 @@ class LocalFolder:
 
     def publish(self, file: Path) -> None:
         """It is everyone's since it was renamed."""
+
+    def withdraw(self, file: Path) -> None:
+        """Nobody saw it."""
 
     def recover(self, manifest: Manifest, folder: Path) -> None:
         """Files are the truth: the manifest is made to say what they say."""

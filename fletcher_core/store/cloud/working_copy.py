@@ -4,12 +4,14 @@ All that counts is in the bucket. The folder may be deleted while no run uses it
 a machine.
 """
 
+import logging
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
+from fletcher_core.errors import StoreError
 from fletcher_core.store.cloud.bucket import Bucket
 from fletcher_core.store.cloud.changes import SCHEMA as CLOUD_SCHEMA
 from fletcher_core.store.cloud.changes import Lease
@@ -26,6 +28,7 @@ from fletcher_core.store.place import Lock
 from fletcher_core.store.versions import MANIFEST_VERSION
 
 _AT_ONCE = 8  # files
+_log = logging.getLogger(__name__)
 _FRESH = 5.0  # seconds for which reads do without asking what others have committed
 
 
@@ -74,6 +77,13 @@ class WorkingCopy:
     def publish(self, file: Path) -> None:
         """Puts it into the bucket. An object that no entry of the log names counts for nothing."""
         self._bucket.put(self._name(file), file)
+
+    def withdraw(self, file: Path) -> None:
+        """Deletes the object; one that stays counts for nothing."""
+        try:
+            self._bucket.delete([self._name(file)])
+        except StoreError as error:
+            _log.warning("%s is left over: %s", file.name, error)
 
     def recover(self, manifest: Manifest, folder: Path) -> None:
         """Deletes what the log does not name: here, and in the bucket where the last holder of the lock was killed.
