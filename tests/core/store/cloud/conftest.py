@@ -39,10 +39,12 @@ def proxy(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         "AWS_SECRET_ACCESS_KEY": "the-secret",
         "AWS_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": proxy.endpoint,
+        "NO_PROXY": "127.0.0.1",
         "FLETCHER_LEASE_SECONDS": "0.6",
         "FLETCHER_CLOUD_PATIENCE": "5",
     }.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
     yield proxy
     proxy.close()
 
