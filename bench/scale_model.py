@@ -81,8 +81,9 @@ class Model:
         self._runs = [(document["settings"]["dimension"], document["runs"]) for document in (narrow, wide)]
         common = max(set(map(int, narrow["runs"])) & set(map(int, wide["runs"])))
         self._pair = [(dimension, steps_of(runs[str(common)])) for dimension, runs in self._runs]
-        self.rows = max(map(int, narrow["runs"]))
-        self.largest = steps_of(narrow["runs"][str(self.rows)])
+        self.measured = {int(size): steps_of(steps) for size, steps in narrow["runs"].items()}
+        self.rows = max(self.measured)
+        self.largest = self.measured[self.rows]
         self.buckets = partitioned["settings"]["partitions"]
         (self._bucketed,) = map(steps_of, partitioned["runs"].values())
 
@@ -159,6 +160,43 @@ def amplification(days: int, share: float, segments: int) -> float:
             files[-len(chosen) :] = [merged]
             written += merged
     return written / (days * segments)
+
+
+def flatness(model: Model) -> list[str]:
+    """Markdown: what a row cost at each size that was measured, and what the largest took."""
+    sizes = sorted(model.measured)
+    largest = model.measured[sizes[-1]]
+    table = [
+        f"| core us a row | {' | '.join(map(power, sizes))} | rows/s by the clock | memory, server's | files open |",
+        f"|---|{'---|' * len(sizes)}---|---|---|",
+    ]
+    for name, step in largest.items():
+        each = [_both(model.measured[size][name]) for size in sizes]
+        memory = " ".join(
+            f"{step[process]['private_bytes'] / 2**20:,.0f}"
+            for process in ("driver", "server")
+            if step[process]["private_bytes"]
+        )
+        table.append(
+            f"| {name} | {' | '.join(f'{cost:,.2f}' for cost in each)} | {step['rows'] / step['seconds']:,.0f} "
+            f"| {memory.replace(' ', ', ')} MiB | {step['driver']['open_files']} |"
+        )
+    return table
+
+
+def busy(model: Model) -> list[str]:
+    """Markdown: how long each stage of the first run was busy, by the clock."""
+    names = [name for name, seconds in model.largest["embed"]["figures"]["stages"].items() if seconds]
+    table = [f"| busy, us a row | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    for size, steps in sorted(model.measured.items()):
+        seconds = steps["embed"]["figures"]["stages"]
+        table.append(f"| {power(size)} rows | {' | '.join(f'{seconds[name] * 1e6 / size:.2f}' for name in names)} |")
+    return table
+
+
+def _both(step: dict[str, Any]) -> float:
+    """Core us of a row, of both processes, the trivial engine's among them."""
+    return float(step["cpu"] + step["server"]["cpu_seconds"]) * 1e6 / float(step["rows"])
 
 
 def stages(model: Model, dimension: int) -> list[str]:
@@ -317,6 +355,8 @@ def measured(narrow: Path, wide: Path, partitioned: Path) -> Model:
 
 def tables(model: Model, dimension: int) -> dict[str, list[str]]:
     return {
+        "flatness": flatness(model),
+        "busy": busy(model),
         "stages": stages(model, dimension),
         "workers": workers(model, dimension),
         "places": places(model, dimension),

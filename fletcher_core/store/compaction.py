@@ -14,6 +14,7 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fletcher_core.errors import StoreError
@@ -34,6 +35,7 @@ from fletcher_core.store.segments import (
 from fletcher_core.store.workspace import workspace
 
 _MEMORY_LIMIT = "2GB"
+_BATCH_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -54,22 +56,39 @@ class CompactionReport:
 
 @dataclass(frozen=True)
 class _Survivors:
-    """Each id's newest row among some files: `sequences` int64 ascending, and what it `replaces`.
+    """Each id's newest row among some files: a bit in `bits` uint8 for each sequence from `first` on, and what those
+    rows replace that have taken the place of others, `heirs` int64 ascending with `replaces`.
 
     The newest row takes over what the oldest dropped one replaced: when that lies in a file that is not merged, nothing
     else would say any more that it is superseded.
     """
 
-    sequences: npt.NDArray[np.int64]
+    first: int
+    bits: npt.NDArray[np.uint8]
+    heirs: npt.NDArray[np.int64]
     replaces: pa.Int64Array
+
+    @property
+    def lowest(self) -> int | None:
+        """The first sequence that survives; None where none does."""
+        (used,) = np.nonzero(self.bits)
+        if not len(used):
+            return None
+        lowest_bit = int(self.bits[used[0]]) & -int(self.bits[used[0]])
+        return self.first + 8 * int(used[0]) + lowest_bit.bit_length() - 1
 
     def among(self, table: pa.Table) -> pa.Table:
         """The surviving rows of `table`."""
-        values = table["sequence"].to_numpy()
-        places = np.minimum(np.searchsorted(self.sequences, values), len(self.sequences) - 1)
-        found = self.sequences[places] == values
-        column = table.schema.get_field_index("replaces")
-        return table.filter(pa.array(found)).set_column(column, "replaces", self.replaces.take(pa.array(places[found])))
+        places = table["sequence"].to_numpy() - self.first
+        found = (self.bits[places >> 3] >> (places & 7)) & 1 == 1
+        rows = table.filter(pa.array(found))
+        if not len(self.heirs):
+            return rows
+        sequences = rows["sequence"].to_numpy()
+        at = np.minimum(np.searchsorted(self.heirs, sequences), len(self.heirs) - 1)
+        inherits = pa.array(self.heirs[at] == sequences)
+        replaced = pc.if_else(inherits, self.replaces.take(pa.array(at)), rows["replaces"])
+        return rows.set_column(table.schema.get_field_index("replaces"), "replaces", replaced)
 
 
 def compact_partition(
@@ -110,11 +129,11 @@ def _replace(
     """Puts one file in the place of several; none when no row survives."""
     survivors = _survivors(place.root, files, keep_deletes)
     folder = files[0].parent
-    if len(survivors.sequences) == 0:
+    if survivors.lowest is None:
         manifest.drop_files(files)
         place.collect_garbage(manifest, folder)
         return []
-    path = folder / f"{new_label(int(survivors.sequences[0]))}.parquet"
+    path = folder / f"{new_label(survivors.lowest)}.parquet"
     with committed(path) as target:
         footer = _write_survivors(target, schema, files, survivors)
     place.publish(path)
@@ -124,22 +143,30 @@ def _replace(
 
 
 def _survivors(root: Path, files: Sequence[Path], keep_deletes: bool) -> _Survivors:
+    """A bit for each sequence, and 16 bytes for each row that others are dropped for: little memory for many rows."""
     newest_is_upsert = "" if keep_deletes else f"HAVING arg_max(op, sequence) = '{UPSERT}'"
     query = (
-        "SELECT max(sequence) AS sequence, min(replaces) AS replaces "
-        f"FROM read_parquet({literals(files)}, hive_partitioning = false) "
-        f"GROUP BY id {newest_is_upsert} ORDER BY 1"
+        "SELECT max(sequence) AS sequence, min(replaces) AS replaces, count(*) > 1 AS inherits "
+        f"FROM read_parquet({literals(files)}, hive_partitioning = false) GROUP BY id {newest_is_upsert}"
     )
+    entries = [entry for path in files for entry in read_footer(path).segments]
+    first = min(entry.first_sequence for entry in entries)
+    bits = np.zeros((max(entry.last_sequence for entry in entries) - first) // 8 + 1, np.uint8)
+    heirs = [pa.table({"sequence": pa.array([], pa.int64()), "replaces": pa.array([], pa.int64())})]
     with workspace(root, "compaction") as spill, connect(memory_limit=_MEMORY_LIMIT, spill=spill) as connection:
         connection.execute("SET enable_progress_bar = false")
         try:
-            columns = connection.sql(query).to_arrow_table()
+            for batch in connection.sql(query).to_arrow_reader(_BATCH_ROWS):
+                places = batch["sequence"].to_numpy() - first
+                np.bitwise_or.at(bits, places >> 3, np.left_shift(1, places & 7).astype(np.uint8))
+                heirs.append(pa.Table.from_batches([batch.filter(batch["inherits"])]).drop_columns("inherits"))
         except duckdb.Error as error:
             raise StoreError(
                 f"{str(files[0].parent)!r} cannot be compacted: {first_line(error)}. Its rows are all there; make room "
                 "on the disk or move a damaged file away, then try again"
             ) from error
-    return _Survivors(columns["sequence"].to_numpy(), columns["replaces"].combine_chunks())
+    inherited = pa.concat_tables(heirs).sort_by("sequence")
+    return _Survivors(first, bits, inherited["sequence"].to_numpy(), inherited["replaces"].combine_chunks())
 
 
 def _write_survivors(target: IO[bytes], schema: pa.Schema, files: Sequence[Path], survivors: _Survivors) -> Footer:

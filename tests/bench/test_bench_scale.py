@@ -90,7 +90,7 @@ def test_what_breaks_first_comes_first(model: Model) -> None:
     assert all(limit.answer for limit in limits(model, DIMENSION))
 
 
-@pytest.mark.parametrize("name", ["stages", "workers", "places", "limits", "constants"])
+@pytest.mark.parametrize("name", ["flatness", "busy", "stages", "workers", "places", "limits", "constants"])
 def test_the_document_shows_what_the_model_says(model: Model, name: str) -> None:
     document = (ROOT / "docs" / "scale.md").read_text("utf-8")
     assert "\n".join(tables(model, DIMENSION)[name]) in document

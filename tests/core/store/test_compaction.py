@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -9,6 +10,7 @@ from store_contents import check_invariants, generation_of, live_texts, upserts,
 
 from fletcher_core.errors import StoreLockedError
 from fletcher_core.store import Generation, VectorStore
+from fletcher_core.store.compaction import _survivors
 from fletcher_core.store.segments import read_labelled
 
 
@@ -167,3 +169,17 @@ def test_reading_a_segment_lists_no_other_files(
 
     monkeypatch.setattr(generation.manifest, "files", listed)
     assert generation.read_segment(label)["id"].to_pylist() == ["a"]
+
+
+def test_a_merge_keeps_a_bit_a_sequence_and_more_only_of_rows_that_others_are_dropped_for(
+    store: VectorStore, generation: Generation
+) -> None:
+    write(generation, "q", {"elsewhere": "one"})
+    write(generation, "p", {f"row {number}": "one" for number in range(100)})
+    write(generation, "p", {"row 7": "two", "row 8": None, "new": "one"})
+    survivors = _survivors(store.root, generation.files("p"), keep_deletes=True)
+    assert len(survivors.bits) == 103 // 8 + 1
+    assert len(survivors.heirs) == len(survivors.replaces) == 2
+    assert survivors.lowest == 2
+    upserts_alone = _survivors(store.root, generation.files("p"), keep_deletes=False)
+    assert int(np.unpackbits(survivors.bits).sum()) - 1 == int(np.unpackbits(upserts_alone.bits).sum()) == 100
