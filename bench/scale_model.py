@@ -46,6 +46,7 @@ CONSTANTS = {
     "delivery": Constant(131_205, "rows/s", "docs/longbow.md: 384 dimensions, server and client on two cores"),
     "row group": Constant(20e-6, "s", "opening a segment file and looking for a label: 0.2 s with 10,000 row groups"),
     "manifest": Constant(0.067, "s", "`Manifest.undelivered` with 122,070 segments, asked twice for each batch"),
+    "known": Constant(8e-8, "s", "`write_known_vectors` in a new process, for each of 2,000,000 stored rows"),
     "comparison": Constant(10e-9, "s", "a guess: a row's label in a filtered scan of Longbow's; not measured"),
     "mappings": Constant(65_530, "files", "Linux' default of vm.max_map_count"),
     "changed": Constant(0.01, "of the rows a day", "a supposition, and what bench/scale.py changes"),
@@ -282,9 +283,13 @@ def limits(model: Model, dimension: int) -> list[Limit]:
             value["mappings"] * model.rows_of_a_batch,
             "a real Longbow: the embedded one is for development",
         ),
-        "a day's changes take an hour, nearly all of it calls that delete what was replaced": (
+        "a day's changes take an hour, most of it calls that delete what was replaced": (
             HOUR / value["changed"] / model.changed_row,
-            "`retire_stale=False`: Fletcher's own search leaves such rows out anyway",
+            "`SenderSettings(retire_stale=False)`: Fletcher's own search leaves such rows out anyway",
+        ),
+        "runs of all partitions of 10^7 rows, each looking for known texts in all others, take an hour": (
+            math.sqrt(HOUR * 10**7 / value["known"]),
+            "several partitions in one run, which remembers them; a collection for some partitions each",
         ),
         f"the merge of a partition's files, beside them, fills a disk of {disk}": (
             value["disk"] / model.place("segment_bytes").at(dimension) / 2,
@@ -294,7 +299,6 @@ def limits(model: Model, dimension: int) -> list[Limit]:
             SEQUENCE_LIMIT / (2 + 365 * value["changed"]),
             "a store for some partitions each",
         ),
-        f"a merge, with 32 bytes a row, fills a memory of {memory}": (value["memory"] / 32, side_by_side),
         f"`fletcher reconcile`, with 24 bytes a row, fills a memory of {memory}": (
             value["memory"] / 24,
             "a store for some partitions each",
