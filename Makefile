@@ -26,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DAGSTER_DISABLE_TELEMETRY := 1
 
 # The benchmarks that need no peers from elsewhere, and where each leaves its figures as JSON.
-BENCHES := materialize backfill flight change_detection cache memory int8 service
+BENCHES := materialize backfill flight change_detection cache memory int8 service ray_nodes scale
 RESULTS ?= bench-results
 
 .PHONY: help setup demo ui test chaos chaos-kills chaos-faults chaos-soak fuzz lint format typecheck bench bench-engine bench-latency bench-tokenizer bench-compare audit clean
