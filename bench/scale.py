@@ -9,7 +9,7 @@ gone, delivered as it is embedded; compaction of everything; opening the store a
 with --redeliver, delivery of everything to a server that came back empty.
 Seconds of the processor are those of the step's process and of the server's. Memory is the most that was private to
 each (mapped files are the page cache's); files that a step had open and its working files are looked at five times a
-second. A row's cost should not depend on the number of rows. With 10^7 rows: 20 GB of disk, 8 GB of memory.
+second. A row's cost should not depend on the number of rows. With 10^7 rows: some 12 GB of disk and 3 GB of memory.
 """
 
 import argparse
