@@ -141,7 +141,7 @@ class RayWorkers:
             taken_back=self._came_back + sum(health.taken_back for health in each),
             batches=self._again + sum(health.batches for health in each),
             standing_in=(bool(self._lost) and any(member.facts is None for member in self._members))
-            or any(health.standing_in for health in each),
+            or any(health.is_impaired for health in each),
             last_failure=self._last_failure or (said[-1] if said else ""),
         )
 
@@ -420,7 +420,15 @@ class RayWorkers:
         """A worker is gone, or of no use: what it had goes to others, and another one is asked for."""
         host = member.facts.host if member.facts is not None else host
         self._last_failure = f"the Ray worker{f' on {host}' if host else ''} was lost: {why}"
-        self._lost += 1
+        # What its own engine went through counts on.
+        self._lost += 1 + member.health.failed
+        self._came_back += member.health.taken_back
+        self._again += len(member.out) + member.health.batches
+        _LOG.warning("%s; %d shards of it go to others", self._last_failure, len(member.out))
+        self._members.remove(member)
+        _ray().kill(member.actor)
+        self._ask_at.append(time.monotonic() + self._wait)
+        self._wait = min(max(2 * self._wait, self._intervals.first), self._intervals.longest)
         for out in member.out.values():
             out.attempts += 1
             if out.attempts >= _ATTEMPTS:
@@ -430,12 +438,6 @@ class RayWorkers:
                     "aside"
                 )
             again.append(out)
-        self._again += len(member.out)
-        _LOG.warning("%s; %d shards of it go to others", self._last_failure, len(member.out))
-        self._members.remove(member)
-        _ray().kill(member.actor)
-        self._ask_at.append(time.monotonic() + self._wait)
-        self._wait = min(max(2 * self._wait, self._intervals.first), self._intervals.longest)
 
     def _replace_lost(self) -> None:
         now = time.monotonic()

