@@ -41,6 +41,8 @@ _LOOK_SECONDS = 0.1
 # For a worker to send its last metrics and spans.
 _CLOSE_SECONDS = 5.0
 _SAID_AFTER_SECONDS = 5.0
+# Those that compute on a GPU where there is one.
+_GPU_ENGINES = ("auto", "mlx")
 # What the workers get to know of our environment: where traces and metrics go.
 _TELEMETRY = ("OTEL_",)
 
@@ -216,13 +218,12 @@ class RayWorkers:
         nodes = [node["Resources"] for node in _ray().nodes() if node["Alive"]]
         gpus = settings.gpus
         if gpus is None:
-            gpus = 1.0 if any(node.get("GPU") for node in nodes) and self._embedder.get("engine") != "cpu" else 0.0
+            can_use = self._embedder.get("engine", "auto") in _GPU_ENGINES and self._embedder.get("precision") != "int8"
+            gpus = 1.0 if can_use and any(node.get("GPU") for node in nodes) else 0.0
         able = [node for node in nodes if not gpus or node.get("GPU")]
         cores = [int(node["CPU"]) for node in able if node.get("CPU", 0) >= 1]
         cpus = settings.cpus or (1 if gpus else min([4, *cores]) if cores else 1)
-        fitting = sum(
-            int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) / gpus if gpus else float("inf"))) for node in able
-        )
+        fitting = sum(int(min(node.get("CPU", 0) // cpus, _on_gpus(node.get("GPU", 0), gpus))) for node in able)
         return cpus, gpus, settings.workers or max(1, fitting)
 
     def _actor_options(self) -> dict[str, Any]:
@@ -444,6 +445,13 @@ class RayWorkers:
         for at in [at for at in self._ask_at if at <= now]:
             self._ask_at.remove(at)
             self._ask()
+
+
+def _on_gpus(there: float, each: float) -> float:
+    """How many workers a node's GPUs have room for. A part of one is a part of a single one."""
+    if not each:
+        return float("inf")
+    return there // each if each >= 1 else there * int(1 / each + 1e-9)
 
 
 def _ray() -> Any:

@@ -52,6 +52,7 @@ class RayDouble:
     Attributes:
         losses: how many workers may yet be lost, each with a shard that it had, at times written already.
         risk: that one is lost with a shard, 0 to 1, as long as there are `losses`.
+        nodes_have: of each node its resources.
         late: calls of lost workers, which go on at some later time.
         calls: names of the calls that were worked on.
     """
@@ -64,16 +65,16 @@ class RayDouble:
         self.chance, self.losses, self.risk = chance, losses, 0.3
         self.late: list[Reference] = []
         self.calls: list[str] = []
-        self._nodes = nodes
+        self.nodes_have = list(nodes)
 
     def is_initialized(self) -> bool:
         return True
 
     def nodes(self) -> list[dict[str, Any]]:
-        return [{"Alive": True, "Resources": node} for node in self._nodes]
+        return [{"Alive": True, "Resources": node} for node in self.nodes_have]
 
     def cluster_resources(self) -> dict[str, float]:
-        return dict(self._nodes[0])
+        return dict(self.nodes_have[0])
 
     available_resources = cluster_resources
 

@@ -81,3 +81,22 @@ def test_failures_of_an_engine_count_on_when_its_worker_is_lost(
     assert report.rows_in_store == 100
     assert report.engine_failures == 3 + 1 + 3
     assert "was lost: its machine is gone" in report.engine_problem
+
+
+@pytest.mark.parametrize(
+    ("embedder", "settings", "expected"),
+    [
+        ({}, {}, (1, 1.0, 4)),
+        ({"engine": "mlx"}, {"gpus": 2}, (1, 2.0, 2)),
+        ({"engine": "native"}, {}, (4, 0.0, 4)),
+        ({"engine": "openvino"}, {"cpus": 2}, (2, 0.0, 8)),
+        ({"precision": "int8"}, {}, (4, 0.0, 4)),
+        ({}, {"gpus": 0.4}, (1, 0.4, 8)),
+        ({}, {"gpus": 0.1, "cpus": 2}, (2, 0.1, 4)),
+    ],
+)
+def test_a_worker_takes_a_gpu_where_its_engine_can_use_it(
+    double: RayDouble, embedder: dict[str, Any], settings: dict[str, Any], expected: tuple[int, float, int]
+) -> None:
+    double.nodes_have = [{"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0}]
+    assert RayWorkers(RaySettings(**settings), **embedder)._shares() == expected
