@@ -15,6 +15,7 @@ class Shard:
     Attributes:
         number: of the window in its run, for messages.
         run_id: the run's.
+        call: names the call of `RayWorkers.run` that it is of, of which a run may make several.
         sizes: rows of each piece.
         plans: where each piece's rows for the store are to be written.
         trace: headers of the run's span, see `telemetry.tracing`.
@@ -22,6 +23,7 @@ class Shard:
 
     number: int
     run_id: str
+    call: str
     sizes: tuple[int, ...]
     plans: tuple[PlannedSegment, ...]
     trace: dict[str, str]

@@ -65,9 +65,9 @@ class Worker:
             version=importlib.metadata.version("fletcher"),
         )
 
-    def cancel(self, run_id: str) -> None:
-        """The shards of a run stop, those at work within about a batch's time."""
-        self._cancelled.setdefault(run_id, threading.Event()).set()
+    def cancel(self, call: str) -> None:
+        """The shards of this `Shard.call` stop, those at work within about a batch's time."""
+        self._cancelled.setdefault(call, threading.Event()).set()
 
     def close(self) -> None:
         """Sends the last metrics and spans."""
@@ -82,7 +82,7 @@ class Worker:
             EngineError: the engine is broken, whatever the text.
             RunCancelled: `cancel` was called.
         """
-        stop = Stop(self._cancelled.setdefault(shard.run_id, threading.Event()))
+        stop = Stop(self._cancelled.setdefault(shard.call, threading.Event()))
         for folder in {plan.where.parent for plan in shard.plans if isinstance(plan.where, Path)}:
             _check_seen(folder)
         attributes: dict[str, str | int] = {"fletcher.run_id": shard.run_id, "fletcher.rows": rows.num_rows}

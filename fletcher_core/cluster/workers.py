@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
+from uuid import uuid4
 
 from fletcher_core.cluster.ray_settings import RaySettings
 from fletcher_core.cluster.shard import Shard, ShardResult, WorkerFacts
@@ -104,7 +105,7 @@ class RayWorkers:
         self._members: list[_Member] = []
         self._facts: WorkerFacts | None = None
         self._asked = self._numbered = 0
-        self._is_ours = False
+        self._is_open = self._is_ours = False
         self._lost = self._came_back = self._again = 0
         self._last_failure = ""
         self._intervals = ProbeIntervals()
@@ -170,6 +171,7 @@ class RayWorkers:
         except BaseException:
             self.close()
             raise
+        self._is_open = True
         return self
 
     def __exit__(
@@ -179,6 +181,7 @@ class RayWorkers:
 
     def close(self) -> None:
         """Ends the workers, and the cluster if it was started for them."""
+        self._is_open = False
         ray = _ray()
         members, self._members = self._members, []
         if ray.is_initialized():
@@ -207,6 +210,7 @@ class RayWorkers:
 
     def _start(self) -> None:
         self._cpus, self._gpus, self._asked = self._shares()
+        self._facts, self._numbered, self._wait, self._ask_at = None, 0, 0.0, []
         self._options = self._actor_options()
         for _ in range(self._asked):
             self._ask()
@@ -267,9 +271,10 @@ class RayWorkers:
                 is_said = True
                 _LOG.info("waiting for Ray workers, %d of %d are there: %s", there, workers, self._wanted())
             if waited > self.settings.start_timeout:
+                failed = f" One that came failed: {self._last_failure}." if self._last_failure else ""
                 raise ConfigError(
-                    f"{there} of {workers} Ray workers came in {waited:.0f} s: {self._wanted()}. Ask for less with "
-                    "cpus and gpus, free the cluster, or add machines to it"
+                    f"{there} of {workers} Ray workers came in {waited:.0f} s: {self._wanted()}.{failed} Ask for less "
+                    "with cpus and gpus, free the cluster, or add machines to it"
                 )
 
     def _wanted(self) -> str:
@@ -289,9 +294,12 @@ class RayWorkers:
         self, windows: Iterator[Packed], context: RunContext, stop: Stop, through: Callable[[int], None]
     ) -> Generator[Finished]:
         """See `Compute`: in the order in which workers are done."""
+        if not self._is_open:
+            raise ConfigError("the block of RayWorkers is over, and its workers with it: embed inside of the block")
         again: deque[_Out] = deque()
         idle_since = time.monotonic()
-        with Prefetched(self._shards(windows, context), 1) as ahead:
+        call = uuid4().hex
+        with Prefetched(self._shards(windows, context, call), 1) as ahead:
             try:
                 while not ahead.over or again or self._flying():
                     stop.check()
@@ -310,10 +318,10 @@ class RayWorkers:
             finally:
                 for member in self._members:
                     if member.out:
-                        member.actor.cancel.remote(context.run_id)
+                        member.actor.cancel.remote(call)
                         member.out.clear()
 
-    def _shards(self, windows: Iterator[Packed], context: RunContext) -> Iterator[_Out]:
+    def _shards(self, windows: Iterator[Packed], context: RunContext, call: str) -> Iterator[_Out]:
         """On the reading thread: windows become shards, and their rows Ray's."""
         trace = headers_of_current()
         for number, packed in enumerate(windows):
@@ -324,12 +332,9 @@ class RayWorkers:
                 for piece, size in zip(pieces, sizes, strict=True)
             )
             rows = None if packed.rows is None else _ray().put(packed.rows)
-            without_rows = [
-                replace(piece, rows=piece.rows.schema.empty_table()) if piece in pieces else piece
-                for piece in packed.pieces
-            ]
-            have_rows = tuple(piece in pieces for piece in packed.pieces)
-            shard = Shard(number, context.run_id, sizes, plans, trace)
+            without_rows = [replace(piece, rows=piece.rows.schema.empty_table()) for piece in packed.pieces]
+            have_rows = tuple(piece.rows.num_rows > 0 for piece in packed.pieces)
+            shard = Shard(number, context.run_id, call, sizes, plans, trace)
             yield _Out(shard, replace(packed, rows=None, pieces=without_rows), have_rows, rows)
 
     def _hand_out(self, again: deque[_Out], ahead: Prefetched[_Out]) -> Iterator[Finished]:
@@ -438,6 +443,7 @@ class RayWorkers:
                     f"{out.shard.number}): {why}. With isolation='process' a row that ends an engine is found and set "
                     "aside"
                 )
+            out.shard = replace(out.shard, plans=tuple(plan.again() for plan in out.shard.plans))
             again.append(out)
 
     def _replace_lost(self) -> None:

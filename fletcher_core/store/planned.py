@@ -2,11 +2,12 @@
 
 Whoever holds the partition's lock plans a segment: its label, its sequences, and where to write it, beside the store's
 own files or in its bucket. Another process that reaches the same disk or bucket writes it there; it counts for nothing
-until the first one records it. A writer that was given up for lost may go on writing: nobody looks there any more.
+until the first one records it. A writer that was given up for lost may go on writing: whoever does its work again
+writes to another file, and nobody looks at the first one any more.
 """
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 from fletcher_core.store.durable import committed
 from fletcher_core.store.rows import checked_rows, segment_table
 from fletcher_core.store.schema import DELETE
-from fletcher_core.store.segments import Footer, SegmentEntry, parquet_writer, row_group_rows
+from fletcher_core.store.segments import Footer, SegmentEntry, new_label, parquet_writer, row_group_rows
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,12 @@ class PlannedSegment:
     rows: int
     run_id: str
     where: Path | str
+
+    def again(self) -> "PlannedSegment":
+        """The same rows under another name, for another writer: what the first may still write is not in its way."""
+        label = new_label(self.first_sequence)
+        where = self.where.with_name(f"{label}.parquet") if isinstance(self.where, Path) else self.where
+        return replace(self, label=label, where=where)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@ lost on the way. Ray itself is at work in `test_ray_workers.py`; this is for wha
 """
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ class Reference:
     def work(self) -> None:
         try:
             self.value = self.call()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - as Ray does
             self.error = ray.exceptions.RayTaskError(self.name, "", error).as_instanceof_cause()
         self.is_done = True
 
@@ -52,6 +53,7 @@ class RayDouble:
     Attributes:
         losses: how many workers may yet be lost, each with a shard that it had, at times written already.
         risk: that one is lost with a shard, 0 to 1, as long as there are `losses`.
+        starts: how many workers may yet load their model, before others are lost over it.
         nodes_have: of each node its resources.
         late: calls of lost workers, which go on at some later time.
         calls: names of the calls that were worked on.
@@ -63,6 +65,7 @@ class RayDouble:
         self, chance: random.Random, losses: int = 0, nodes: Sequence[dict[str, float]] = ({"CPU": 2},)
     ) -> None:
         self.chance, self.losses, self.risk = chance, losses, 0.3
+        self.starts = 1000
         self.late: list[Reference] = []
         self.calls: list[str] = []
         self.nodes_have = list(nodes)
@@ -89,11 +92,15 @@ class RayDouble:
     def wait(
         self, references: list[Reference], num_returns: int = 1, timeout: float | None = None
     ) -> tuple[list[Reference], list[Reference]]:
+        if self.chance.random() < 0.5:  # nothing is done yet
+            time.sleep(0.001)
+            return [], references
         if self.late and self.chance.random() < 0.5:
             self.late.pop(self.chance.randrange(len(self.late))).work()
         chosen = self.chance.choice(references)
         self.calls.append(chosen.name)
-        if chosen.actor.is_lost:
+        self.starts -= chosen.name == "load"
+        if chosen.actor.is_lost or self.starts < 0:
             self._lost(chosen)
         elif chosen.name == "embed" and self.losses and self.chance.random() < self.risk:
             self.losses -= 1

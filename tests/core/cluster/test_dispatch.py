@@ -1,6 +1,8 @@
 """What `RayWorkers` does with windows and workers, against a double of Ray in this process: see `ray_double`."""
 
 import random
+import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed here")
@@ -15,8 +18,10 @@ from ray_double import RayDouble
 
 from fletcher_core import Embedder
 from fletcher_core.cluster import RaySettings, RayWorkers
+from fletcher_core.cluster.shard import Shard, ShardResult
 from fletcher_core.cluster.worker import Worker
 from fletcher_core.engines.failover import EngineHealth, ProbeIntervals
+from fletcher_core.errors import ConfigError, RunCancelled
 from fletcher_core.pipeline import materialize
 from fletcher_core.sources import DuckDBTable
 from fletcher_core.store import VectorStore
@@ -81,6 +86,68 @@ def test_failures_of_an_engine_count_on_when_its_worker_is_lost(
     assert report.rows_in_store == 100
     assert report.engine_failures == 3 + 1 + 3
     assert "was lost: its machine is gone" in report.engine_problem
+
+
+def test_whoever_does_a_lost_shard_again_writes_to_other_files(
+    double: RayDouble, source: DuckDBTable, store: VectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed, writers, double.losses = Worker.embed, defaultdict[str, set[Worker]](set), 3
+
+    def noted(worker: Worker, shard: Shard, rows: pa.Table) -> ShardResult:
+        for plan in shard.plans:
+            writers[plan.label].add(worker)
+        return embed(worker, shard, rows)
+
+    monkeypatch.setattr(Worker, "embed", noted)
+    with started(workers=2) as workers:
+        report = materialize(source, embedder=workers, store=store)
+        while double.late:
+            double.late.pop().work()
+    assert (report.rows_in_store, report.embedded) == (100, 100)
+    assert all(len(each) == 1 for each in writers.values())
+    with VectorStore.open(store.root, collection="notes") as again:
+        generation = again.current()
+        assert generation is not None
+        assert generation.row_count() == 100
+
+
+def test_a_run_may_have_the_id_of_one_that_was_cancelled(
+    double: RayDouble, source: DuckDBTable, store: VectorStore
+) -> None:
+    cancelled = threading.Event()
+
+    def cancel(_: Progress) -> None:
+        if any(member.out for member in workers._members):
+            cancelled.set()
+
+    with started(workers=2) as workers:
+        with pytest.raises(RunCancelled):
+            materialize(source, embedder=workers, store=store, run_id="again", cancelled=cancelled, progress=cancel)
+        report = materialize(source, embedder=workers, store=store, run_id="again")
+    assert report.rows_in_store == 100
+
+
+def test_workers_of_a_block_that_is_over_say_so_and_come_anew_in_another(
+    double: RayDouble, source: DuckDBTable, store: VectorStore
+) -> None:
+    workers = started(workers=2)
+    with workers:
+        pass
+    workers.close()
+    with pytest.raises(ConfigError, match="the block of RayWorkers is over"):
+        materialize(source, embedder=workers, store=store)
+    with workers:
+        assert materialize(source, embedder=workers, store=store).rows_in_store == 100
+        assert workers.health == EngineHealth(), "nobody came in the place of another"
+
+
+def test_workers_that_do_not_come_say_why_the_last_one_failed(double: RayDouble) -> None:
+    double.starts = 0
+    with (
+        pytest.raises(ConfigError, match=r"0 of 1 Ray workers came in .* One that came failed: .*its machine is gone"),
+        started(start_timeout=0.2),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,20 @@ def test_a_lost_writer_that_goes_on_changes_nothing(store: VectorStore) -> None:
         check_invariants(again)
 
 
+def test_a_lost_writer_does_not_touch_what_is_written_again(store: VectorStore) -> None:
+    generation = generation_of(store)
+    with store.workspace("run") as folder, generation.locked("p", "run"):
+        lost = generation.plan_segment("p", 2, "run", folder)
+        again = lost.again()
+        assert (again.first_sequence, again.rows) == (lost.first_sequence, lost.rows)
+        written = write_planned(again, upserts({"a": "one", "b": "two"}), 1.0)
+        write_planned(lost, upserts({"a": "late"}), 2.0)
+        generation.adopt(written)
+        write_planned(lost, upserts({"a": "late"}), 2.0)
+    assert live_texts(generation) == {("p", "a"): "one", ("p", "b"): "two"}
+    check_invariants(store)
+
+
 def test_a_file_that_is_gone_or_cut_is_not_adopted(store: VectorStore) -> None:
     generation = generation_of(store)
     with store.workspace("run") as folder, generation.locked("p", "run"):
