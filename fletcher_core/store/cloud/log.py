@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Any
@@ -92,9 +92,15 @@ class ManifestLog:
         self._synced_at = time.monotonic()
         return applied
 
+    def check(self, names: Sequence[str]) -> None:
+        """Raises StoreLockedError when one of these leases, which are held, is somebody else's by now."""
+        self.sync()
+        with self.database.writing() as connection:
+            check_leases(connection, {name: self.held[name] for name in names})
+
     def refresh(self, max_age: float) -> None:
         """`sync`, unless that was less than `max_age` seconds ago; that the storage does not answer is only logged."""
-        if time.monotonic() - self._synced_at < max_age or not self._looking.acquire(blocking=False):
+        if time.monotonic() - self._synced_at < max_age or not self._looking.acquire(blocking=max_age <= 0):
             return
         try:
             self.sync()

@@ -88,14 +88,16 @@ class WorkingCopy:
     def recover(self, manifest: Manifest, folder: Path) -> None:
         """Deletes what the log does not name: here, and in the bucket where the last holder of the lock was killed.
 
-        Whoever could have named it held a lease before ours, and can name nothing any more.
+        Whoever could have named it held a lease before ours, and can name nothing any more. That ours counts is seen
+        after the objects were listed: what was listed later may be that of whoever took it over.
         """
         self._clear(manifest, folder)
         self.collect_garbage(manifest, folder)
         lease = lock_of(self._name(folder / "any"))
         if lease in self._session.unsettled:
-            known = {self._name(file) for file in manifest.files_in(folder)}
             present = self._bucket.names(self._name(folder))
+            self._log.check((lease,))
+            known = {self._name(file) for file in manifest.files_in(folder)}
             self._bucket.delete([name for name in present if name not in known])
             self._session.unsettled.discard(lease)
 

@@ -142,6 +142,28 @@ def test_what_a_run_left_that_did_not_end_in_order_is_swept_by_the_next(on: Open
     assert "abandoned" not in name
 
 
+def test_a_sweep_that_is_overtaken_deletes_nothing_of_the_run_that_took_over(
+    on: OpenOn, proxy: Proxy, address: str
+) -> None:
+    first, paused, heir = (generation_of(on(machine)) for machine in ("first", "paused", "heir"))
+    with pytest.raises(RuntimeError), first.locked("p", "the first run"):
+        raise RuntimeError
+    bucket = paused.place._bucket  # type: ignore[attr-defined]
+
+    def overtaken(folder: str, after: str = "") -> list[str]:
+        if folder.endswith("/segments/p"):
+            paused.place._session._ended.set()  # type: ignore[attr-defined]  # as if its machine stood still
+            write(heir, "p", {"a": "one"}, "the heir")
+        names: list[str] = list_names(folder, after)
+        return names
+
+    list_names, bucket.names = bucket.names, overtaken
+    with pytest.raises(StoreLockedError, match="took .* over"):
+        write(paused, "p", {"a": "stale"}, "the paused run")
+    assert len(segment_objects(proxy, address)) == 1
+    assert live_texts(generation_of(on("a third"))) == {("p", "a"): "one"}
+
+
 def test_a_reader_whose_file_was_merged_on_another_machine_reads_the_merged_one(on: OpenOn) -> None:
     here = generation_of(on("here"))
     write(here, "p", {"a": "one", "b": "two"})
