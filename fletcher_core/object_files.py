@@ -51,10 +51,10 @@ def _patient(base: Any, protocol: str) -> Any:
                 return await call()
             except errors.GenericError as error:
                 if wait is None:
-                    raise OSError(reason(error)) from error
+                    raise OSError(reason(error)) from None  # obstore's own text repeats the signature
                 await asyncio.sleep(wait)
             except errors.BaseError as error:
-                raise OSError(reason(error)) from error
+                raise OSError(reason(error)) from None  # obstore's own text repeats the signature
         raise AssertionError("unreachable")
 
     ObjectFiles.protocol = protocol

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fletcher_core.errors import StoreError
+from fletcher_core.errors import StoreError, StoreLockedError
 from fletcher_core.sql import connect, first_line, literals
 from fletcher_core.store.durable import committed
 from fletcher_core.store.manifest import Manifest
@@ -137,7 +137,11 @@ def _replace(
     with committed(path) as target:
         footer = _write_survivors(target, schema, files, survivors)
     place.publish(path)
-    manifest.add_file(path, footer)
+    try:
+        manifest.add_file(path, footer)
+    except StoreLockedError:  # replaced meanwhile; nobody after us would look for it
+        place.withdraw(path)
+        raise
     place.collect_garbage(manifest, folder)
     return [path]
 

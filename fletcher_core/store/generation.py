@@ -146,7 +146,11 @@ class Generation:
         path = self._folder(plan.partition_key) / f"{plan.label}.parquet"
         with self._holding(plan.partition_key, plan.run_id):
             if not isinstance(waiting, Path):
-                self.manifest.add_file(path, footer, written.bytes)
+                try:
+                    self.manifest.add_file(path, footer, written.bytes)
+                except StoreLockedError:
+                    self.place.withdraw(path)
+                    raise
                 return self._known(plan.label)
             with self._recorded(plan.label, path, footer):
                 size = waiting.stat().st_size if waiting.exists() else None

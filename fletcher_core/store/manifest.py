@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from fletcher_core.errors import StoreError
 from fletcher_core.store.database import Database
-from fletcher_core.store.operations import OPERATIONS, Operation, lock_of
+from fletcher_core.store.operations import OPERATIONS, Operation, SequencesUsedUp, lock_of
 from fletcher_core.store.operations import SEQUENCE_LIMIT as SEQUENCE_LIMIT
 from fletcher_core.store.segments import Footer, Segment
 from fletcher_core.store.versions import MANIFEST_VERSION
@@ -116,7 +116,13 @@ class Manifest:
         Raises:
             StoreError: all 2^32 are used up.
         """
-        first: int = self._perform("allocate", count=count)
+        try:
+            first: int = self._perform("allocate", count=count)
+        except SequencesUsedUp:
+            raise StoreError(
+                f"the store at {str(self._root)!r} has used up its 2^32 sequences (Longbow's ids end there): start a "
+                "new store in another folder, and deliver it to an empty Longbow"
+            ) from None
         return first
 
     def next_sequence(self) -> int | None:
@@ -127,8 +133,9 @@ class Manifest:
     # Generations and segments
 
     def add_generation(self, name: str, collection: str, created_at: float) -> None:
-        """Makes a generation known; nothing happens when it already is."""
-        self._perform("add_generation", name=name, collection=collection, created_at=created_at)
+        """Makes a generation known; nothing happens when it already is. Whoever makes one holds the store's lock."""
+        arguments = {"name": name, "collection": collection, "created_at": created_at}
+        self._journal.perform(Operation("add_generation", arguments, ("store",), if_held=True))
 
     def collections(self) -> list[str]:
         """Names of the collections that have generations."""

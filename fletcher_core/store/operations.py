@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from fletcher_core.errors import StoreError
 from fletcher_core.store.segments import Footer
 
 SEQUENCE_LIMIT = 1 << 32  # Longbow keeps ids modulo 2^32
@@ -28,14 +27,15 @@ class Operation:
     if_held: bool = False
 
 
+class SequencesUsedUp(Exception):
+    """All `SEQUENCE_LIMIT` were given out."""
+
+
 def allocate(connection: sqlite3.Connection, count: int) -> int:
-    """The first of `count` sequences that nobody has had before."""
+    """The first of `count` sequences that nobody has had before. Raises SequencesUsedUp."""
     (first,) = connection.execute("SELECT next_sequence FROM counter").fetchone()
     if first + count > SEQUENCE_LIMIT:
-        raise StoreError(
-            "the store has used up its 2^32 sequences (Longbow's ids end there): start a new store in another folder, "
-            "and deliver it to an empty Longbow"
-        )
+        raise SequencesUsedUp
     connection.execute("UPDATE counter SET next_sequence = ?", (first + count,))
     return int(first)
 

@@ -46,6 +46,8 @@ class Bucket:
                 failure = error
             try:
                 return self._objects.get(name) == data
+            except ObjectRefused as error:
+                raise self._refused(f"get {name!r}", error) from error
             except ObjectFailed as error:
                 failure = error
             except FileNotFoundError:  # though it may be on its way: the same put again can do no harm

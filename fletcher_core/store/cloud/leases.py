@@ -63,7 +63,7 @@ class Session:
                 self._thread = threading.Thread(target=self._renew, name="fletcher-leases", daemon=True)
                 self._thread.start()
         self._wake.set()
-        if instead_of is not None:
+        if instead_of is not None and instead_of.session != self.id:
             self._forget(instead_of.session)
 
     def end(self, name: str, *, in_order: bool) -> None:
@@ -107,7 +107,6 @@ class Session:
 
     def _renew(self) -> None:
         while not self._ended.is_set():
-            self._wake.clear()
             self._number += 1
             content = {"number": self._number, "tokens": sorted(self._log.held.values())}
             try:
@@ -115,6 +114,7 @@ class Session:
             except StoreError as error:
                 _LOG.warning("leases are not renewed: %s", error)
             self._wake.wait(self._seconds / _BEATS)
+            self._wake.clear()  # before `held` and `_ended` are looked at again
 
     @staticmethod
     def _name(session: str) -> str:

@@ -9,8 +9,10 @@ by that one entry, and is never ahead of it. Entries are kept for ever: who is b
 import gzip
 import json
 import logging
+import sqlite3
 import threading
 import time
+import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
@@ -81,7 +83,9 @@ class ManifestLog:
             if len(names) > 2 * CHECKPOINT_EVERY:
                 applied += self._load_checkpoint()
             applied += self._apply([(number + 1, first)])
-            names = [name for name in names if name > _name(self._position()[0])]
+            # By their numbers: a list that is made while entries are put may lack one and have the next.
+            numbers = range(self._position()[0] + 1, max(map(_number, names), default=0) + 1)
+            names = [_name(number) for number in numbers]
             with ThreadPoolExecutor(_AT_ONCE) as threads:
                 for start in range(0, len(names), _BATCH):
                     batch = names[start : start + _BATCH]
@@ -120,6 +124,8 @@ class ManifestLog:
             try:
                 check_leases(connection, leases)
                 result = CHANGES[operation.name](connection, **operation.arguments)
+            except sqlite3.OperationalError:  # of this machine's disk
+                raise
             except Exception as error:
                 raise _Refused(error, number) from error
             entry = uuid4().hex
@@ -157,7 +163,7 @@ class ManifestLog:
                 if place <= number:
                     continue
                 content = _content(self._bucket.address, _name(place), data)
-                if place != number + 1 or content["after"] != last:
+                if place != number + 1 or content.get("after") != last:
                     raise StoreError(
                         f"{_name(place)!r} in {self._bucket.address} does not follow what this machine knows of the "
                         "store: objects were lost, or put there by something else. Delete the working copy (see "
@@ -166,12 +172,14 @@ class ManifestLog:
                 try:
                     check_leases(connection, content["leases"])
                     CHANGES[content["operation"]](connection, **content["arguments"])
+                    number, last = place, str(content["id"])
+                except sqlite3.OperationalError:  # of this machine's disk
+                    raise
                 except Exception as error:
                     raise StoreError(
                         f"{_name(place)!r} in {self._bucket.address} cannot be applied: {error!r}. It is damaged; "
                         "restore it from a backup of the bucket"
                     ) from error
-                number, last = place, content["id"]
                 applied += 1
             connection.execute("UPDATE log SET number = ?, entry = ?", (number, last))
         return applied
@@ -197,13 +205,22 @@ class ManifestLog:
             data = self._bucket.get(names[-1])
             if data is None:  # two newer ones were made since we looked
                 continue
-            content = _content(self._bucket.address, names[-1], gzip.decompress(data))
+            try:
+                content = _content(self._bucket.address, names[-1], gzip.decompress(data))
+                tables, entry = content["tables"], content["id"]
+            except NewerVersionError:
+                raise
+            except (EOFError, KeyError, OSError, StoreError, zlib.error) as error:
+                raise StoreError(
+                    f"{names[-1]!r} in {self._bucket.address} is damaged ({error!r}): delete this object; the log has "
+                    "all that it says"
+                ) from error
             with self.database.writing() as connection:
                 ((number,),) = connection.execute("SELECT number FROM log").fetchall()
                 if number >= _number(names[-1]):
                     return 0
-                load(connection, content["tables"])
-                values = (_number(names[-1]), content["id"])
+                load(connection, tables)
+                values = (_number(names[-1]), entry)
                 connection.execute("UPDATE log SET number = ?, entry = ?", values)
             return 1
         return 0
@@ -231,7 +248,9 @@ def store_id(bucket: Bucket, *, make: bool) -> str | None:
     while True:
         data = bucket.get(IDENTITY)
         if data is not None:
-            identity: str = _content(bucket.address, IDENTITY, data)["id"]
+            identity = _content(bucket.address, IDENTITY, data).get("id")
+            if not isinstance(identity, str):
+                raise StoreError(f"{IDENTITY!r} in {bucket.address} is damaged: restore it from a backup of the bucket")
             return identity
         if not make:
             return None

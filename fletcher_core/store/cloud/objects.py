@@ -118,20 +118,21 @@ class ObstoreObjects:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
+        """Errors without obstore's own behind them, whose texts repeat the request's signature and session token."""
         errors = self._obstore.exceptions
         try:
             yield
         except FileNotFoundError as error:
             if "NoSuchBucket" in str(error):
-                raise ObjectRefused("there is no such bucket") from error
+                raise ObjectRefused("there is no such bucket") from None
             raise
         except (errors.AlreadyExistsError, errors.PreconditionError) as error:
-            raise ObjectExists(reason(error)) from error
+            raise ObjectExists(reason(error)) from None
         except (errors.PermissionDeniedError, errors.UnauthenticatedError, errors.InvalidPathError) as error:
-            raise ObjectRefused(reason(error)) from error
+            raise ObjectRefused(reason(error)) from None
         except StoreError:
             raise
         except (errors.BaseError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # of the file on this machine
                 raise
-            raise ObjectFailed(reason(error)) from error
+            raise ObjectFailed(reason(error)) from None

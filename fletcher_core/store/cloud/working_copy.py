@@ -6,6 +6,7 @@ a machine.
 
 import logging
 import shutil
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +21,7 @@ from fletcher_core.store.cloud.log import ManifestLog, store_id
 from fletcher_core.store.cloud.objects import ObstoreObjects
 from fletcher_core.store.cloud.settings import CloudSettings
 from fletcher_core.store.database import Database
-from fletcher_core.store.durable import make_directory, write_failed
+from fletcher_core.store.durable import TEMPORARY_SUFFIX, make_directory, write_failed
 from fletcher_core.store.locks import FileLock, lock_holder, store_lock
 from fletcher_core.store.manifest import MANIFEST_FILE, SCHEMA, Manifest
 from fletcher_core.store.operations import Operation, lock_of
@@ -29,6 +30,7 @@ from fletcher_core.store.versions import MANIFEST_VERSION
 
 _AT_ONCE = 8  # files
 _log = logging.getLogger(__name__)
+_FETCHING = 600.0  # seconds after which a temporary file that is not written to was left by a killed process
 _FRESH = 5.0  # seconds for which reads do without asking what others have committed
 
 
@@ -165,8 +167,9 @@ class WorkingCopy:
             raise FileNotFoundError(None, str(error), str(file)) from error
 
     def _superfluous(self, manifest: Manifest, folder: Path) -> list[Path]:
+        """Another process may be fetching a file at any time, lock or no lock: fresh temporary files are left alone."""
         known = set(manifest.files_in(folder))
-        return [file for file in folder.glob("*") if file not in known]
+        return [file for file in folder.glob("*") if file not in known and not _is_being_fetched(file)]
 
     def _clear(self, manifest: Manifest, folder: Path) -> None:
         _remove(self._superfluous(manifest, folder))
@@ -242,6 +245,13 @@ def _empty(root: Path) -> None:
             shutil.rmtree(entry)
         elif not entry.is_dir():
             entry.unlink()
+
+
+def _is_being_fetched(file: Path) -> bool:
+    try:
+        return file.suffix == TEMPORARY_SUFFIX and time.time() - file.stat().st_mtime < _FETCHING
+    except FileNotFoundError:  # it was fetched
+        return True
 
 
 def _remove(files: Sequence[Path]) -> None:

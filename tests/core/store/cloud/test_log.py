@@ -3,6 +3,7 @@
 `FLETCHER_STORE_EXAMPLES` multiplies the number of histories (1).
 """
 
+import gzip
 import os
 import random
 import tempfile
@@ -23,7 +24,7 @@ from fletcher_core.store.cloud import bucket as bucket_module
 from fletcher_core.store.cloud import log as log_module
 from fletcher_core.store.cloud.bucket import Bucket
 from fletcher_core.store.cloud.changes import TABLES, Lease, LeaseHeld
-from fletcher_core.store.cloud.objects import ObjectExists, ObjectFailed
+from fletcher_core.store.cloud.objects import ObjectExists, ObjectFailed, ObjectRefused
 from fletcher_core.store.cloud.settings import CloudSettings
 from fletcher_core.store.cloud.working_copy import WorkingCopy, copy_of
 from fletcher_core.store.segments import Footer, SegmentEntry
@@ -311,3 +312,71 @@ def test_every_fate_of_a_put_is_met_by_a_machine_that_keeps_trying(tmp_path: Pat
     for copy, manifest in machines:
         copy._log.sync()
         assert state(manifest) == state(fresh)
+
+
+def test_who_asks_for_news_now_waits_for_a_thread_that_is_getting_them(tmp_path: Path) -> None:
+    memory = Memory()
+    (reader, manifest), (_, elsewhere) = (machine(memory, tmp_path / name) for name in "ab")
+    elsewhere.allocate(1)
+    with ThreadPoolExecutor(1) as threads, reader._log._looking:
+        asked = threads.submit(reader.refresh, now=True)
+        with pytest.raises(TimeoutError):
+            asked.result(0.05)
+    asked.result()
+    assert manifest.next_sequence() == 2
+
+
+def test_a_list_that_was_made_while_entries_were_put_may_lack_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = Memory()
+    (reader, manifest), (_, elsewhere) = (machine(memory, tmp_path / name) for name in "ab")
+    for _ in range(3):
+        elsewhere.allocate(1)
+    names = memory.names
+    monkeypatch.setattr(memory, "names", lambda prefix, after="": names(prefix, after)[-1:])
+    reader._log.sync()
+    assert manifest.next_sequence() == 4
+
+
+@pytest.mark.parametrize("name", ["fletcher.json", "log/0000000005.json", "checkpoints/0000000004.json.gz"])
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b"\x1f\x8b\x08\x00", gzip.compress(b"{}"), None])
+def test_a_damaged_object_is_named_and_nothing_of_it_is_applied(
+    tmp_path: Path, name: str, damage: bytes | None
+) -> None:
+    memory = Memory()
+    _, manifest = machine(memory, tmp_path / "a")
+    for _ in range(5):
+        manifest.allocate(1)
+    memory.objects[name] = memory.objects[name][:-3] if damage is None else damage
+    with pytest.raises(StoreError, match=rf"{name}.* (is damaged|does not follow)"):
+        machine(memory, tmp_path / "b")
+    if name.startswith("checkpoints"):
+        memory.delete([name])
+        assert machine(memory, tmp_path / "c")[1].next_sequence() == 6
+
+
+def test_a_put_that_may_not_be_read_back_is_a_store_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory()
+    _, manifest = machine(memory, tmp_path / "a")
+
+    def refuse(name: str) -> bytes:
+        raise ObjectRefused("AccessDenied")
+
+    monkeypatch.setattr(memory, "get", refuse)
+    memory.fates = ["failed"]
+    with pytest.raises(StoreError, match="refuses to get 'log/"):
+        manifest.allocate(1)
+
+
+def test_a_run_that_was_replaced_while_it_made_a_generation_makes_none(tmp_path: Path) -> None:
+    memory = Memory()
+    (paused, manifest), (other, elsewhere) = (machine(memory, tmp_path / name) for name in "ab")
+    for copy in (paused, other):
+        copy._session._ended.set()  # neither renews what it holds
+    with paused.lock("store.lock", "the store").held("the paused run"):
+        with other.lock("store.lock", "the store").held("the other"):
+            elsewhere.add_generation("g2", "docs", 2.0)
+        with pytest.raises(StoreLockedError, match="took store over"):
+            manifest.add_generation("g1", "docs", 1.0)
+    assert manifest.generations("docs") == ["g2"]

@@ -158,7 +158,7 @@ def test_a_sweep_that_is_overtaken_deletes_nothing_of_the_run_that_took_over(
         return names
 
     list_names, bucket.names = bucket.names, overtaken
-    with pytest.raises(StoreLockedError, match="took .* over"):
+    with pytest.raises(StoreLockedError, match=r"took .* over"):
         write(paused, "p", {"a": "stale"}, "the paused run")
     assert len(segment_objects(proxy, address)) == 1
     assert live_texts(generation_of(on("a third"))) == {("p", "a"): "one"}
