@@ -2,6 +2,7 @@
 
 import json
 import logging
+import traceback
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,44 @@ def test_a_sweep_that_is_overtaken_deletes_nothing_of_the_run_that_took_over(
     assert live_texts(generation_of(on("a third"))) == {("p", "a"): "one"}
 
 
+def test_what_a_replaced_run_had_merged_or_adopted_is_taken_back(
+    on: OpenOn, proxy: Proxy, address: str, tmp_path: Path
+) -> None:
+    replaced, heir = generation_of(on("here")), generation_of(on("there"))
+    for text in ("one", "two"):
+        write(replaced, "p", {"a": text})
+    with replaced.locked("p", "the replaced run"):
+        written = write_planned(
+            replaced.plan_segment("p", 1, "the replaced run", tmp_path), upserts({"a": "three"}), 1.0
+        )
+        replaced.place._session._ended.set()  # type: ignore[attr-defined]  # as if its machine stood still
+        replaced.place._session._wake.set()  # type: ignore[attr-defined]
+        with heir.locked("p", "the heir"):
+            pass
+        left = segment_objects(proxy, address)
+        put_segment(address, replaced.name, "p", written.plan.label, b"put late")
+        for change in (lambda: replaced.compact("p"), lambda: replaced.adopt(written)):
+            with pytest.raises(StoreLockedError, match=r"took .* over"):
+                change()
+    assert segment_objects(proxy, address) == left
+    assert live_texts(heir) == {("p", "a"): "two"}
+
+
+def test_a_file_that_is_being_fetched_stays_when_another_process_opens_the_working_copy(on: OpenOn) -> None:
+    write(generation_of(on("here")), "p", {"a": "one"})
+    reader = generation_of(on("there"))
+    bucket = reader.place._bucket  # type: ignore[attr-defined]
+    download = bucket._objects.download
+
+    def overtaken(name: str, target: object) -> None:
+        download(name, target)
+        with on("there") as other, generation_of(other).locked("p", "another process"):
+            pass
+
+    bucket._objects.download = overtaken
+    assert live_texts(reader) == {("p", "a"): "one"}
+
+
 def test_a_reader_whose_file_was_merged_on_another_machine_reads_the_merged_one(on: OpenOn) -> None:
     here = generation_of(on("here"))
     write(here, "p", {"a": "one", "b": "two"})
@@ -306,3 +345,20 @@ def test_what_the_environment_lacks_or_has_wrong_is_named(
     monkeypatch.setitem(__import__("sys").modules, "obstore", None)
     with pytest.raises(ConfigError, match=r'pip install "fletcher\[cloud\]"'):
         VectorStore.open(address, collection="docs")
+
+
+def test_no_traceback_shows_what_the_server_repeats_of_a_request(on: OpenOn, monkeypatch: pytest.MonkeyPatch) -> None:
+    import obstore
+
+    bucket = on("here").place._bucket  # type: ignore[attr-defined]
+
+    def refuse(*arguments: object) -> None:
+        raise obstore.exceptions.PermissionDeniedError(
+            "status code: 403 Forbidden: <Error><Code>SignatureDoesNotMatch</Code><Message>Look at your key</Message>"
+            "<CanonicalRequest>GET\nx-amz-security-token:the-token</CanonicalRequest></Error>"
+        )
+
+    monkeypatch.setattr(obstore, "get", refuse)
+    with pytest.raises(StoreError, match=r"refuses to get 'x': .*SignatureDoesNotMatch; Look at your key") as caught:
+        bucket.get("x")
+    assert "the-token" not in "".join(traceback.format_exception(caught.value))
