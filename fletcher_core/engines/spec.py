@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from fletcher_core.engines.choose import has_gpu
 from fletcher_core.engines.engine import Engine
+from fletcher_core.errors import ConfigError, EngineError
 from fletcher_core.models import ModelPackage, load_weights
 from fletcher_core.setting_values import EngineChoice, Precision
 
@@ -44,6 +46,17 @@ class EngineSpec:
         Raises:
             ModelError, ConfigError, EngineError: as `load_engine`.
         """
+        try:
+            return self._load()
+        except ConfigError as error:
+            if self.choice == "mlx" and self.device and not has_gpu():  # it was counted: the setting is right
+                raise EngineError(
+                    f"MLX finds no GPU where CUDA_VISIBLE_DEVICES is {self.device!r}: see whether nvidia-smi shows it, "
+                    "and whether fletcher[cuda] is installed"
+                ) from error
+            raise
+
+    def _load(self) -> Engine:
         package = ModelPackage.read(Path(self.folder), self.name)
         module, _, function = self.loader.partition(":")
         engine: Engine = getattr(import_module(module), function)(

@@ -18,7 +18,7 @@ from fletcher_core.engines.isolated import IsolatedEngine
 from fletcher_core.engines.pool import EnginePool
 from fletcher_core.engines.spec import EngineSpec
 from fletcher_core.errors import ConfigError, EngineError
-from fletcher_core.setting_values import Devices, Isolation, check_choice, check_devices
+from fletcher_core.setting_values import Devices, EngineChoice, Isolation, check_choice, check_devices
 
 _LOG = logging.getLogger(__name__)
 
@@ -72,7 +72,9 @@ def _spread(spec: EngineSpec, devices: Devices) -> list[EngineSpec]:
         gpus = chosen_gpus(devices)
         if devices is None and len(gpus) < 2:  # the one that MLX takes by itself, if there is one
             return [spec]
-        return [replace(spec, device=gpu) for gpu in gpus]
+        # Of several each is a GPU's or out: one that does not start must not make CPU engines of them all.
+        choice: EngineChoice = "mlx" if len(gpus) > 1 else spec.choice
+        return [replace(spec, choice=choice, device=gpu) for gpu in gpus]
     if not isinstance(devices, int):
         if devices is not None:
             raise ConfigError(f"devices is {list(devices)!r}, and there is no GPU here for MLX: leave it out")

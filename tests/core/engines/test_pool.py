@@ -438,3 +438,42 @@ def test_each_worker_sees_its_own_device(spec: EngineSpec) -> None:
     seen = Path(f"/proc/{engine.pid}/environ").read_bytes().split(b"\0")
     assert b"CUDA_VISIBLE_DEVICES=5" in seen
     engine.close()
+
+
+_HOST = '''
+import os
+
+from fletcher_core.engines.choose import load_engine
+from fletcher_core.errors import ConfigError, EngineError
+
+
+def load(choice, *arguments, **settings):
+    """As on a host of whose GPUs the first one does not start, and the second is not there any more."""
+    device = os.environ["CUDA_VISIBLE_DEVICES"]
+    if choice == "mlx" and device != "2":
+        raise EngineError("no memory") if device == "0" else ConfigError("MLX finds no GPU here")
+    engine = load_engine("openvino", *arguments, **settings)
+    engine.name = "mlx" if choice == "mlx" or device == "2" else "openvino"
+    return engine
+'''
+
+
+def test_gpus_that_do_not_start_leave_the_others_to_work(
+    spec: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With engine="auto" as well, which takes the CPU on a host whose GPUs all fail."""
+    (tmp_path / "host_with_ill_gpus.py").write_text(_HOST)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("fletcher_core.engines.start._may_run_on_gpu", lambda spec: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    auto = replace(spec, choice="auto", loader="host_with_ill_gpus:load")
+    engine = start_engine(auto)
+    assert isinstance(engine, FailoverEngine)
+    assert engine.name == "mlx"
+    assert engine.health.devices_out == ("0", "1")
+    assert (
+        "device 0: no memory; device 1: MLX finds no GPU where CUDA_VISIBLE_DEVICES is '1'"
+        in engine.health.last_failure
+    )
+    assert len(vectors_of(engine, batches(3))) == 12
+    engine.close()
