@@ -118,11 +118,15 @@ class PoolRun:
             except EngineLost:
                 lane.member.engine.close()
         for lane in lanes:
-            lane.member.in_flight = 0
+            member = lane.member
+            member.in_flight = 0
             try:
                 lane.stream.give_up()
             except BaseException as error:  # noqa: BLE001 - the others must be ended, too
                 interruption = error
+            if member.is_in and not member.engine.is_alive:
+                said = f"engine {member.engine.name!r} on {member.engine.device} does not drop a stream: it hangs"
+                member.leave(EngineLost(said), "lost")
         if interruption is not None:
             raise interruption
 
@@ -263,18 +267,18 @@ class PoolRun:
 
     def _end(self, lane: _Lane) -> None:
         """The end of a device's stream, of which everything has come."""
-        self._lanes.pop(lane.member, None)
         try:
             lane.stream.end()
             lane.stream.hear_over(lane.member.engine.supervision.hang_floor)
+            self._lanes.pop(lane.member, None)  # not sooner: who is interrupted gives it up
         except EngineLost as error:
             self._lose(lane.member, error, "lost")
 
     def _refuse(self, lane: _Lane, error: EngineError) -> None:
         """A device failed on one of the batches that it has, and goes on: they are tried alone."""
+        lane.stream.give_up()
         self._lanes.pop(lane.member)
         lane.member.in_flight = 0
-        lane.stream.give_up()
         self._fail(lane, error, _Refusal(lane.member, error, len(lane.tickets)))
 
     def _lose(self, member: Member, error: EngineError, cause: Cause) -> None:

@@ -154,8 +154,7 @@ class Stream:
         """Have the worker drop what it has, so that the next stream finds it idle; end it if it does not."""
         if self._over:
             return
-        patience = self._engine.supervision.hang_floor
-        patience += sum(self._engine.limit(sent.computed) for sent in self._flying)
+        patience = self._engine.limit(sum(sent.computed for sent in self._flying))
         self._give_back()
         self._engine.slots += [sent.slot for sent in self._flying]
         self._flying.clear()

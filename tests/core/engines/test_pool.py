@@ -22,6 +22,7 @@ from fletcher_core.engines.dispatch import Rate
 from fletcher_core.engines.failover import FailoverEngine, ProbeIntervals
 from fletcher_core.engines.isolated import EngineLost, IsolatedEngine
 from fletcher_core.engines.isolated.engine import Supervision
+from fletcher_core.engines.isolated.stream import Stream
 from fletcher_core.engines.pool import EnginePool
 from fletcher_core.engines.unanswered import BatchRefused
 from fletcher_core.errors import ConfigError, EngineError, RunCancelled
@@ -173,6 +174,23 @@ def test_a_stream_given_up_halfway_leaves_the_devices_fit_for_the_next(whole: En
     assert whole.pids == pids  # nobody was ended for it
 
 
+def test_a_frozen_device_holds_up_who_gives_a_stream_up_no_longer_than_a_hang_and_is_out(
+    made: Callable[..., EnginePool], spec: EngineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = made([spec, spec], Supervision(hang_floor=0.5), NEVER)
+    vectors_of(pool, batches(60))
+    patience: list[float] = []
+    hear_over = Stream.hear_over
+    monkeypatch.setattr(Stream, "hear_over", lambda self, wait: (patience.append(wait), hear_over(self, wait))[1])
+    stream = pool.run(iter(batches(60)))
+    next(stream)
+    os.kill(pool.pids[1], signal.SIGSTOP)
+    stream.close()
+    assert max(patience) == 0.5
+    assert pool.health.devices_out == ("1",)
+    assert "does not drop a stream: it hangs" in pool.health.last_failure
+
+
 def test_it_stops_when_told_to(whole: EnginePool) -> None:
     cancelled = threading.Event()
     stream = whole.run(iter(batches(60)), Stop(cancelled))
@@ -181,6 +199,24 @@ def test_it_stops_when_told_to(whole: EnginePool) -> None:
     with pytest.raises(RunCancelled):
         list(stream)
     assert len(vectors_of(whole, batches(3))) == 12
+
+
+def test_an_interrupt_while_a_stream_ends_leaves_the_devices_fit_for_the_next(
+    whole: EnginePool, alone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids, hear_over = whole.pids, Stream.hear_over
+    waiting = [KeyboardInterrupt()]
+
+    def interrupted(self: Stream, patience: float) -> None:
+        if waiting:
+            raise waiting.pop()
+        hear_over(self, patience)
+
+    monkeypatch.setattr(Stream, "hear_over", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(whole.run(iter(batches(20))))
+    assert np.array_equal(vectors_of(whole, batches(20)), vectors_of(alone, batches(20)))
+    assert (whole.pids, whole.health.failed) == (pids, 0)
 
 
 def test_an_error_of_whoever_makes_the_batches_passes_through(whole: EnginePool) -> None:
