@@ -60,6 +60,7 @@ class Stream:
     accounted: float = 0.0
     writing: deque[tuple[Future[None], int]] = field(default_factory=deque)
     broken: bool = False
+    finishes: dict[str, Future[None]] = field(default_factory=dict)
     finishing: deque[tuple[PartitionRun, Future[None]]] = field(default_factory=deque)
     health: EngineHealth = field(init=False)
     last_commit: float = field(default_factory=time.perf_counter)
@@ -228,10 +229,12 @@ class Stream:
             pending = sum(table.num_rows for table in run.pending)
             if run.all_back or due or pending + WINDOW > self.context.segment_rows:
                 self._commit(writer, run)
-        # In the order of the partitions, whichever came back first.
+            if run.all_back:  # whichever is first: what waits for an earlier one would keep its files open
+                self.finishes[run.partition.key] = self._write(writer, run.finish)
+        # Told of in the order of the partitions.
         opened = list(self.opened)
-        while self.ended < len(opened) and opened[self.ended].all_back:
-            self.finishing.append((opened[self.ended], self._write(writer, opened[self.ended].finish)))
+        while self.ended < len(opened) and (finish := self.finishes.pop(opened[self.ended].partition.key, None)):
+            self.finishing.append((opened[self.ended], finish))
             self.ended += 1
 
     def _since_last_window(self, texts: int) -> float:

@@ -3,7 +3,7 @@
 import random
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,8 +22,9 @@ from fletcher_core.cluster.shard import Shard, ShardResult
 from fletcher_core.cluster.worker import Worker
 from fletcher_core.engines.failover import EngineHealth, ProbeIntervals
 from fletcher_core.errors import ConfigError, RunCancelled
-from fletcher_core.pipeline import materialize
-from fletcher_core.sources import DuckDBTable
+from fletcher_core.partition_run import PartitionRun
+from fletcher_core.pipeline import materialize, materialize_partitions
+from fletcher_core.sources import DuckDBTable, Partition
 from fletcher_core.store import VectorStore
 from fletcher_core.telemetry import Progress
 
@@ -148,6 +149,29 @@ def test_workers_that_do_not_come_say_why_the_last_one_failed(double: RayDouble)
         started(start_timeout=0.2),
     ):
         pass
+
+
+def test_partitions_behind_a_slow_shard_let_go_of_their_files(
+    double: RayDouble, source: DuckDBTable, store: VectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish, finished = PartitionRun.finish, list[str]()
+
+    def noted(run: PartitionRun) -> None:
+        finish(run)
+        finished.append(run.partition.key)
+
+    def is_slow(arguments: Sequence[Any]) -> bool:
+        is_first = bool(arguments) and isinstance(arguments[0], Shard) and arguments[0].number == 0
+        return is_first and double.calls.count("embed") < 8  # others
+
+    monkeypatch.setattr(PartitionRun, "finish", noted)
+    double.is_slow = is_slow
+    partitions = [Partition(str(n), bucket=(n, 8)) for n in range(8)]
+    with started(workers=2) as workers:
+        reports = materialize_partitions(source, partitions, embedder=workers, store=store)
+    assert finished.index("0") >= 2
+    assert [report.partition_key for report in reports] == [partition.key for partition in partitions]
+    assert sum(report.rows_in_store for report in reports) == 100
 
 
 @pytest.mark.parametrize(
