@@ -8,9 +8,11 @@ has room: at once, or when a pre-empted machine has been replaced.
 
 import logging
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
@@ -26,6 +28,7 @@ from fletcher_core.prefetch import Prefetched
 from fletcher_core.run_compute import Finished, FinishedPiece, Packed
 from fletcher_core.sql import first_line
 from fletcher_core.stop import Stop
+from fletcher_core.telemetry.push import check_target
 from fletcher_core.telemetry.tracing import headers_of_current
 
 _LOG = logging.getLogger(__name__)
@@ -42,6 +45,7 @@ _LOOK_SECONDS = 0.1
 # For a worker to send its last metrics and spans.
 _CLOSE_SECONDS = 5.0
 _SAID_AFTER_SECONDS = 5.0
+_CONNECT_SECONDS = 10.0
 # Those that compute on a GPU where there is one.
 _GPU_ENGINES = ("auto", "mlx")
 # What the workers get to know of our environment: where traces and metrics go.
@@ -92,13 +96,14 @@ class RayWorkers:
         embedder: settings of `Embedder.load` for the workers; `threads` are the worker's `cpus` when not given.
         metrics: where workers push their metrics to, as `telemetry.push.Pusher` takes it.
 
-    Raises (on entering):
-        ConfigError: Ray is not installed or cannot be reached, the cluster has no room for a worker, or workers differ
-            in version or model.
+    Raises (on entering, but for `metrics`):
+        ConfigError: Ray is not installed or cannot be reached, the cluster has no room for a worker, `metrics` or
+            `runtime_env` cannot work.
         ModelError, EngineError: what the first worker's `Embedder.load` raised.
     """
 
     def __init__(self, settings: RaySettings | None = None, *, metrics: str = "", **embedder: Any) -> None:
+        check_target(metrics)
         self.settings = settings or RaySettings()
         self._embedder = embedder
         self._metrics = metrics
@@ -185,10 +190,11 @@ class RayWorkers:
         ray = _ray()
         members, self._members = self._members, []
         if ray.is_initialized():
-            if closing := [member.actor.close.remote() for member in members if member.facts is not None]:
-                ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
-            for member in members:
-                ray.kill(member.actor)
+            with suppress(Exception):  # a cluster that is gone has ended them already
+                if closing := [member.actor.close.remote() for member in members if member.facts is not None]:
+                    ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
+                for member in members:
+                    ray.kill(member.actor)
             if self._is_ours:
                 ray.shutdown()
         self._is_ours = False
@@ -199,6 +205,7 @@ class RayWorkers:
             return
         address = self.settings.address or os.environ.get("RAY_ADDRESS") or "local"
         try:
+            _check_answers(address)
             ray.init(address=address, logging_level=logging.WARNING, include_dashboard=False)
         except Exception as error:
             raise ConfigError(
@@ -252,7 +259,10 @@ class RayWorkers:
         embedder = dict(self._embedder)
         if not self._gpus:
             embedder.setdefault("threads", self._cpus)
-        actor = _ray().remote(**self._options)(Worker).remote(number, embedder, self._metrics)
+        try:
+            actor = _ray().remote(**self._options)(Worker).remote(number, embedder, self._metrics)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"Ray cannot start a worker so: {first_line(error)}. Look at runtime_env") from error
         self._members.append(_Member(number, actor, actor.load.remote()))
 
     def wait_for(self, workers: int) -> None:
@@ -318,7 +328,8 @@ class RayWorkers:
             finally:
                 for member in self._members:
                     if member.out:
-                        member.actor.cancel.remote(call)
+                        with suppress(Exception):  # what is lost needs no telling
+                            member.actor.cancel.remote(call)
                         member.out.clear()
 
     def _shards(self, windows: Iterator[Packed], context: RunContext, call: str) -> Iterator[_Out]:
@@ -350,7 +361,13 @@ class RayWorkers:
                 yield out.packed, [None] * len(out.packed.pieces)
                 continue
             member = min(free, key=lambda member: len(member.out))
-            member.out[member.actor.embed.remote(out.shard, out.rows)] = out
+            try:
+                reference = member.actor.embed.remote(out.shard, out.rows)
+            except Exception as error:  # noqa: BLE001 - Ray knows nothing of the worker any more
+                again.appendleft(out)
+                self._lose(member, first_line(error), again)
+            else:
+                member.out[reference] = out
 
     def _accounted(self, out: _Out, result: ShardResult, context: RunContext) -> list[FinishedPiece | None]:
         """The pieces in their places; the worker's seconds are told to the run's clock as if they ended now."""
@@ -384,6 +401,8 @@ class RayWorkers:
                 value = ray.get(reference)
             except ray.exceptions.RayTaskError as error:
                 self._failed(member, error, again)
+            except ray.exceptions.RuntimeEnvSetupError as error:
+                raise ConfigError(f"runtime_env cannot be set up for a Ray worker: {first_line(error)}") from error
             except ray.exceptions.RayError as error:
                 self._lose(member, first_line(error), again)
             else:
@@ -432,7 +451,8 @@ class RayWorkers:
         self._again += len(member.out) + member.health.batches
         _LOG.warning("%s; %d shards of it go to others", self._last_failure, len(member.out))
         self._members.remove(member)
-        _ray().kill(member.actor)
+        with suppress(Exception):
+            _ray().kill(member.actor)
         self._ask_at.append(time.monotonic() + self._wait)
         self._wait = min(max(2 * self._wait, self._intervals.first), self._intervals.longest)
         for out in member.out.values():
@@ -451,6 +471,13 @@ class RayWorkers:
         for at in [at for at in self._ask_at if at <= now]:
             self._ask_at.remove(at)
             self._ask()
+
+
+def _check_answers(address: str) -> None:
+    """Raises OSError where nobody listens: Ray itself tries for many minutes, and cannot be interrupted meanwhile."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
 
 
 def _on_gpus(there: float, each: float) -> float:

@@ -96,7 +96,7 @@ class RayDouble:
     ) -> tuple[list[Reference], list[Reference]]:
         quick = [one for one in references if not self.is_slow(one.arguments)]
         self._in_vain = 0 if quick else self._in_vain + 1
-        if (not quick and self._in_vain < 200) or self.chance.random() < 0.5:  # nothing is done yet
+        if (not quick and self._in_vain < 3000) or self.chance.random() < 0.5:  # nothing is done yet
             time.sleep(0.001)
             return [], references
         if self.late and self.chance.random() < 0.5:

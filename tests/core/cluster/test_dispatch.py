@@ -1,6 +1,7 @@
 """What `RayWorkers` does with windows and workers, against a double of Ray in this process: see `ray_double`."""
 
 import random
+import socket
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from fletcher_core.cluster.worker import Worker
 from fletcher_core.engines.failover import EngineHealth, ProbeIntervals
 from fletcher_core.errors import ConfigError, RunCancelled
 from fletcher_core.partition_run import PartitionRun
-from fletcher_core.pipeline import materialize, materialize_partitions
+from fletcher_core.pipeline import MaterializeSettings, materialize, materialize_partitions
 from fletcher_core.sources import DuckDBTable, Partition
 from fletcher_core.store import VectorStore
 from fletcher_core.telemetry import Progress
@@ -168,7 +169,8 @@ def test_partitions_behind_a_slow_shard_let_go_of_their_files(
     double.is_slow = is_slow
     partitions = [Partition(str(n), bucket=(n, 8)) for n in range(8)]
     with started(workers=2) as workers:
-        reports = materialize_partitions(source, partitions, embedder=workers, store=store)
+        settings = MaterializeSettings(commit_seconds=0)  # small windows, however fast it is
+        reports = materialize_partitions(source, partitions, embedder=workers, store=store, settings=settings)
     assert finished.index("0") >= 2
     assert [report.partition_key for report in reports] == [partition.key for partition in partitions]
     assert sum(report.rows_in_store for report in reports) == 100
@@ -191,3 +193,14 @@ def test_a_worker_takes_a_gpu_where_its_engine_can_use_it(
 ) -> None:
     double.nodes_have = [{"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0}]
     assert RayWorkers(RaySettings(**settings), **embedder)._shares() == expected
+
+
+def test_an_address_where_nobody_listens_is_said_at_once(double: RayDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(double, "is_initialized", lambda: False)
+    with socket.socket() as bound:  # but nobody listens
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=r"cannot be reached: .*refused"), started(address=address):
+            pass
+    with pytest.raises(ConfigError, match="metrics is 'nowhere'"):
+        RayWorkers(metrics="nowhere", **MODEL)
