@@ -4,6 +4,7 @@ Names are paths below the address that was opened. Credentials are those of the 
 """
 
 import importlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,7 @@ class ObstoreObjects:
     """
 
     def __init__(self, address: str) -> None:
+        self._process = os.getpid()
         try:
             self._obstore: Any = importlib.import_module("obstore")
             from_url = importlib.import_module("obstore.store").from_url
@@ -119,6 +121,11 @@ class ObstoreObjects:
     @contextmanager
     def _explained(self) -> Iterator[None]:
         """Errors without obstore's own behind them, whose texts repeat the request's signature and session token."""
+        if self._process != os.getpid():
+            raise StoreError(
+                "a store on object storage was opened before this process was forked, and its connections do not "
+                "survive that: open it in the process that uses it, or start processes by 'spawn' or 'forkserver'"
+            )
         errors = self._obstore.exceptions
         try:
             yield

@@ -362,3 +362,10 @@ def test_no_traceback_shows_what_the_server_repeats_of_a_request(on: OpenOn, mon
     with pytest.raises(StoreError, match=r"refuses to get 'x': .*SignatureDoesNotMatch; Look at your key") as caught:
         bucket.get("x")
     assert "the-token" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_process_that_was_forked_is_told_to_open_its_own_store(on: OpenOn, monkeypatch: pytest.MonkeyPatch) -> None:
+    generation = generation_of(on("here"))
+    monkeypatch.setattr(generation.place._bucket._objects, "_process", -1)  # type: ignore[attr-defined]
+    with pytest.raises(StoreError, match="before this process was forked"):
+        write(generation, "p", {"a": "one"})
