@@ -231,7 +231,10 @@ class Stream:
                 self._commit(writer, run)
             if run.all_back:  # whichever is first: what waits for an earlier one would keep its files open
                 self.finishes[run.partition.key] = self._write(writer, run.finish)
-        # Told of in the order of the partitions.
+                self._in_turn()
+
+    def _in_turn(self) -> None:
+        """Partitions that are done are told of in their order."""
         opened = list(self.opened)
         while self.ended < len(opened) and (finish := self.finishes.pop(opened[self.ended].partition.key, None)):
             self.finishing.append((opened[self.ended], finish))
