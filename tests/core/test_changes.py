@@ -202,7 +202,7 @@ def test_the_vector_of_a_superseded_text_is_still_known(corpus: Corpus) -> None:
 
 
 def test_known_vectors_are_found_in_many_row_groups_and_files(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fletcher_core.store.generation.row_group_rows", lambda _: 7)
+    monkeypatch.setattr("fletcher_core.store.planned.row_group_rows", lambda _: 7)
     corpus.settings["partition_column"] = "topic"
     rows = [(f"{number:03}", f"text {number}", str(number % 3)) for number in range(100)]
     for topic in ("0", "1", "2"):
@@ -213,7 +213,7 @@ def test_known_vectors_are_found_in_many_row_groups_and_files(corpus: Corpus, mo
 
 
 def test_row_groups_without_a_match_are_not_read(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fletcher_core.store.generation.row_group_rows", lambda _: 10)
+    monkeypatch.setattr("fletcher_core.store.planned.row_group_rows", lambda _: 10)
     rows = [(f"{number:03}", f"text {number}", "x") for number in range(100)]
     corpus.hold(*rows).embed()
     read: list[int] = []

@@ -256,7 +256,7 @@ def test_a_filesystem_that_refuses_is_named(lake: str, monkeypatch: pytest.Monke
     ("files", "words"),
     [
         ("nosuch://bucket/a.parquet", "cannot read nosuch:// paths: Protocol not known: nosuch"),
-        ("adl://bucket/a.parquet", "cannot read adl:// paths: .*adlfs"),
+        ("dropbox://bucket/a.parquet", "cannot read dropbox:// paths: .*dropboxdrivefs"),
     ],
 )
 def test_a_protocol_that_nothing_reads_says_what_to_install(files: str, words: str) -> None:
