@@ -404,7 +404,8 @@ class RayWorkers:
             except ray.exceptions.RuntimeEnvSetupError as error:
                 raise ConfigError(f"runtime_env cannot be set up for a Ray worker: {first_line(error)}") from error
             except ray.exceptions.RayError as error:
-                self._lose(member, first_line(error), again)
+                began_badly = getattr(error, "actor_init_failed", False)  # then what was raised is at a traceback's end
+                self._lose(member, str(error).strip().splitlines()[-1] if began_badly else first_line(error), again)
             else:
                 if isinstance(value, WorkerFacts):
                     self._welcome(member, value, again)
