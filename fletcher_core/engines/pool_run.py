@@ -136,7 +136,7 @@ class PoolRun:
             if member.is_in and not member.engine.is_alive:  # it was ended when a run was given up
                 self._lose(member, EngineLost(f"the process of engine {member.engine.name!r} has ended"), "lost")
         if not any(member.is_in for member in self._members):
-            said = "; ".join(f"device {member.label}: {member.last_failure}" for member in self._members)
+            said = "; ".join(f"device {member.label}: {member.last_failure or 'closed'}" for member in self._members)
             raise EngineLost(f"all {len(self._members)} devices are out: {said}")
 
     def _load(self, member: Member) -> Load:

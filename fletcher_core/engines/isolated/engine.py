@@ -130,9 +130,9 @@ class IsolatedEngine:
 
     def close(self) -> None:
         """End the worker; `restart` makes another."""
-        if self._process is not None:
-            self._process.end()
-            self._process = None
+        process, self._process = self._process, None  # one step: another thread may be closing it, too
+        if process is not None:
+            process.end()
 
     def run(self, batches: Iterable[TokenBatch], stop: Stop = NEVER) -> Generator[Float32]:
         """See `Engine.run`. The vectors are read from memory that is used again after the next ones are asked for.

@@ -26,11 +26,10 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Answer:
-    """The `vectors` of a batch, float32 [n, dimension], valid until the stream is asked or given something again; its
-    `tokens`, with what filled it up; the `seconds` that the worker had for it alone."""
+    """The `vectors` of a batch, float32 [n, dimension], valid until the stream is asked or given something again; the
+    `seconds` that the worker had for it alone."""
 
     vectors: Float32
-    tokens: int
     seconds: float
 
 
@@ -205,7 +204,7 @@ class Stream:
         if oldest.is_check:
             engine.compare(vectors)
             return None
-        return Answer(vectors, oldest.computed, seconds)
+        return Answer(vectors, seconds)
 
     def _check_number(self, message: Message) -> None:
         if message.get("stream") != self._number:
