@@ -30,7 +30,7 @@ def filesystem(protocol: str) -> Any:
         try:
             base: Any = importlib.import_module("obstore.fsspec").FsspecStore
         except ImportError:
-            raise ImportError(f'{str(error).rstrip(".")}, or pip install "fletcher[cloud]"') from error
+            raise ImportError(f"{str(error).rstrip('.')}, or install Fletcher's extra `cloud`") from error
     return _patient(base, protocol)(protocol, client_options=client_options())
 
 

@@ -87,7 +87,7 @@ def selftest(model: str, *, quick: bool = False, json_file: Path | None = None, 
         report.line()
         report.line("No GPU that MLX can use was found: the kernels do not run here, the CPU engine does.")
         if sys.platform == "linux":
-            report.line("On a machine with an NVIDIA GPU: pip install 'fletcher[cuda]'.")
+            report.line("On a machine with an NVIDIA GPU: install Fletcher's extra `cuda`.")
     _check_model(report, model, quick)
     report.line()
     for failure in report.failures:

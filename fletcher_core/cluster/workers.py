@@ -131,7 +131,8 @@ class RayWorkers:
         facts = self._known
         there = [member.facts for member in self._members if member.facts is not None]
         hosts = len({known.host for known in there})
-        device = f"{len(there) or self._asked} Ray workers on {hosts or 1} hosts ({facts.device})"
+        where = f"{hosts} hosts" if hosts > 1 else "1 host"
+        device = f"Ray workers: {len(there) or self._asked} on {where} ({facts.device})"
         return RemoteEngine(facts.engine, device, facts.precision)
 
     @property
@@ -492,5 +493,5 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ConfigError(f"Ray cannot be imported ({error}): pip install 'fletcher[ray]'") from error
+        raise ConfigError(f"Ray cannot be imported ({error}): install Fletcher's extra `ray`") from error
     return ray

@@ -65,8 +65,8 @@ def load_engine(
     int8 = settings.get("precision") == "int8"
     if choice == "mlx" and not has_gpu():
         raise ConfigError(
-            "engine is 'mlx' and MLX finds no GPU here: on NVIDIA install fletcher[cuda], on Apple Silicon use a "
-            "native (arm64) Python, or take engine='auto'"
+            "engine is 'mlx' and MLX finds no GPU here: on NVIDIA install Fletcher's extra `cuda`, on Apple Silicon "
+            "use a native (arm64) Python, or take engine='auto'"
         )
     # Each engine's library takes long to import, and only one is needed.
     if choice == "mlx" or (choice == "auto" and not int8 and has_gpu()):

@@ -52,7 +52,7 @@ class EngineSpec:
             if self.choice == "mlx" and self.device and not has_gpu():  # it was counted: the setting is right
                 raise EngineError(
                     f"MLX finds no GPU where CUDA_VISIBLE_DEVICES is {self.device!r}: see whether nvidia-smi shows it, "
-                    "and whether fletcher[cuda] is installed"
+                    "and whether Fletcher's extra `cuda` is installed"
                 ) from error
             raise
 

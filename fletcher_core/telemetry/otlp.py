@@ -1,4 +1,4 @@
-"""A Prometheus registry as OpenTelemetry has it: families in, one OTLP export out. Needs fletcher[otel].
+"""A Prometheus registry as OpenTelemetry has it: families in, one OTLP export out. Needs the extra `otel`.
 
 Names stay those of Prometheus, so that the same queries work; the unit comes from a name's end. Sums and histograms are
 cumulative since the process began.

@@ -53,7 +53,9 @@ def check_target(metrics: str) -> None:
         try:
             import fletcher_core.telemetry.otlp  # noqa: F401 - whether it can be
         except ImportError as error:
-            raise ConfigError("metrics is 'otlp' and OpenTelemetry is not installed: install fletcher[otel]") from error
+            raise ConfigError(
+                "metrics is 'otlp' and OpenTelemetry is not installed: install Fletcher's extra `otel`"
+            ) from error
     elif metrics:
         _check_address(metrics)
 

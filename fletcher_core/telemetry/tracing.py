@@ -144,7 +144,7 @@ def start_tracing(service_name: str = "fletcher") -> Callable[[], None]:
     except ImportError as error:
         raise ConfigError(
             f"the environment asks for traces, and the OpenTelemetry SDK cannot be imported ({error}): "
-            "pip install 'fletcher[otel]', or set OTEL_SDK_DISABLED=true"
+            "install Fletcher's extra `otel`, or set OTEL_SDK_DISABLED=true"
         ) from error
     return start_export(service_name, exporters)
 

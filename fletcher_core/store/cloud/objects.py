@@ -65,7 +65,7 @@ class ObstoreObjects:
             from_url = importlib.import_module("obstore.store").from_url
         except ImportError as error:
             raise ConfigError(
-                f'a vector store at {address!r} needs the package obstore: pip install "fletcher[cloud]" ({error})'
+                f"a vector store at {address!r} needs the package obstore: install Fletcher's extra `cloud` ({error})"
             ) from error
         try:
             # Attempts are counted where it is known what a lost answer means.
