@@ -117,8 +117,9 @@ def _add_ids(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mut
 
 
 def _redacted(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    # The first two are what another handler's formatter has left on the record.
-    hidden: dict[str, Any] = without_secrets({k: v for k, v in event.items() if k not in ("message", "asctime")})
+    # What another handler's formatter has left on the record, and what libraries (Ray) put there for themselves.
+    ours = {key: value for key, value in event.items() if key not in ("message", "asctime") and not key.startswith("_")}
+    hidden: dict[str, Any] = without_secrets(ours)
     return hidden
 
 

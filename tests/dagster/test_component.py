@@ -233,7 +233,7 @@ def test_the_schema_describes_every_field() -> None:
         assert unexplained == [], name
     engine = ours["FletcherResourceModel"]["properties"]["engine"]
     assert engine["default"] == "auto"
-    assert engine["else"]["enum"] == ["auto", "mlx", "cpu", "native", "openvino"]
+    assert engine["else"]["enum"] == ["auto", "mlx", "cpu", "native", "openvino", "ray"]
 
 
 def test_every_setting_that_is_one_of_a_few_words_is_known_as_such() -> None:
@@ -241,7 +241,7 @@ def test_every_setting_that_is_one_of_a_few_words_is_known_as_such() -> None:
     words = {name: kind for name, kind in settings.items() if "Literal" in str(kind)}
     fields = {**FletcherResource.model_fields, **LongbowResource.model_fields}
     assert {name for name in words if name in fields} == set(CHOICES) - {"worker_engine"}
-    assert "worker_engine" in FletcherRayResource.model_fields
+    fields |= FletcherRayResource.model_fields
     for name in CHOICES:
         assert fields[name].default in (*get_args(CHOICES[name]), None)
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from embedding_project import DAYS, Project, failure, plain
 
-from fletcher_core import stream
+from fletcher_core import run_compute, stream
 from fletcher_core.errors import ConfigError
 from fletcher_core.sources import DuckDBTable, ParquetTable
 from fletcher_core.window import Window
@@ -150,15 +150,16 @@ def interrupt_when(ready: Callable[[], object], then: Callable[[], object] = lam
 def test_a_cancelled_run_stops_is_not_retried_and_leaves_what_it_committed(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "WINDOW", 256)  # smaller steps, so that fewer rows will do
-    rows, windows, interrupted, open_window = 4000, itertools.count(), threading.Event(), stream.open_window
+    for module in (stream, run_compute):  # smaller steps, so that fewer rows will do
+        monkeypatch.setattr(module, "WINDOW", 256)
+    rows, windows, interrupted, open_window = 4000, itertools.count(), threading.Event(), run_compute.open_window
 
     def opened(table: pa.Table) -> Window:
         """The rows after the first windows come when the run has been interrupted."""
         assert next(windows) < 12 or interrupted.wait(60)
         return open_window(table)
 
-    monkeypatch.setattr(stream, "open_window", opened)
+    monkeypatch.setattr(run_compute, "open_window", opened)
     project.sql(f"CREATE TABLE many AS SELECT i AS id, 'text ' || i AS text FROM range({rows}) t(i)")
     project.fletcher = FletcherResource(
         store_path=project.fletcher.store_path, longbow=project.fletcher.longbow, commit_seconds=0.01

@@ -182,7 +182,7 @@ def test_a_remote_listing_is_versioned_by_what_the_file_system_tells(monkeypatch
     files.rm("/fletcher-test", recursive=True)
     monkeypatch.setitem(sys.modules, "obstore", None)
     monkeypatch.delitem(sys.modules, "obstore.fsspec", raising=False)
-    with pytest.raises(ConfigError, match=r"s3fs.*fletcher\[cloud\]"):
+    with pytest.raises(ConfigError, match=r"s3fs.*extra `cloud`"):
         file_states(ParquetTable("s3://bucket/*.parquet"))
 
 

@@ -55,7 +55,7 @@ def test_a_connection_of_dagster_ray_is_used_and_left(project: Project, ray: Any
         connected.append(ray.context.address_info["gcs_address"])
 
     connected: list[str] = []
-    cluster = LocalRay(ray_init_options={"num_cpus": 1, "include_dashboard": False})
+    cluster = LocalRay(ray_init_options={"address": "local", "num_cpus": 1, "include_dashboard": False})
     result = dg.materialize([docs], instance=project.instance, resources={"fletcher": project.fletcher, "ray": cluster})
     assert result.success
     assert connected

@@ -239,7 +239,9 @@ def test_a_gpu_is_taken_where_there_is_one(golden: Path, monkeypatch: pytest.Mon
 
 def test_an_engine_that_cannot_be_had_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fletcher_core.engines.choose.has_gpu", lambda: False)
-    with pytest.raises(ConfigError, match=r"'mlx' and MLX finds no GPU here: on NVIDIA install fletcher\[cuda\]"):
+    with pytest.raises(
+        ConfigError, match=r"'mlx' and MLX finds no GPU here: on NVIDIA install Fletcher's extra `cuda`"
+    ):
         Embedder.load(engine="mlx")
     with pytest.raises(ConfigError, match="engine is 'cuda'; choose one of auto, mlx, cpu, native, openvino"):
         Embedder.load(engine="cuda")  # type: ignore[arg-type]
