@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import dagster as dg
@@ -25,10 +26,14 @@ def on_ray(project: Project, **ray: Any) -> FletcherResource:
 
 
 @pytest.fixture
-def ray() -> Iterator[Any]:
+def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     ray = pytest.importorskip("ray", reason="Ray is not installed here")
-    yield ray
-    ray.shutdown()
+    # Who names no address gets the cluster that this folder tells of, and other tests have their own. Sockets lie
+    # in it, so its path must be short.
+    with TemporaryDirectory(prefix="ray-") as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        yield ray
+        ray.shutdown()
 
 
 def test_a_cluster_embeds_what_is_new_and_the_run_says_so(project: Project, ray: Any) -> None:
@@ -55,7 +60,7 @@ def test_a_connection_of_dagster_ray_is_used_and_left(project: Project, ray: Any
         connected.append(ray.context.address_info["gcs_address"])
 
     connected: list[str] = []
-    cluster = LocalRay(ray_init_options={"address": "local", "num_cpus": 1, "include_dashboard": False})
+    cluster = LocalRay(ray_init_options={"num_cpus": 1, "include_dashboard": False})
     result = dg.materialize([docs], instance=project.instance, resources={"fletcher": project.fletcher, "ray": cluster})
     assert result.success
     assert connected
