@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -150,6 +151,17 @@ def test_a_node_that_is_killed_costs_only_what_was_out_with_it(
         assert workers.health.taken_back == 1, "another has come in its place"
         report = materialize(source, embedder=workers, store=store)
         assert (report.changed + report.new, report.remaining) == (report.rows_in_store, 0)
+        _wait_until_dead_nodes_are_known()
+
+
+def _wait_until_dead_nodes_are_known() -> None:
+    """Ray counts a killed node's CPU for some seconds more, which other tests would see."""
+    import ray
+
+    deadline = time.monotonic() + 60
+    while ray.cluster_resources()["CPU"] != 2:
+        assert time.monotonic() < deadline, ray.cluster_resources()
+        time.sleep(0.1)
 
 
 def test_a_run_that_is_cancelled_keeps_what_it_has_and_the_workers_go_on(
