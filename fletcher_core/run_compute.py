@@ -18,7 +18,7 @@ from fletcher_core.engines.failover import EngineHealth
 from fletcher_core.models import ModelCard
 from fletcher_core.stop import Stop
 from fletcher_core.store.planned import WrittenSegment
-from fletcher_core.tally import Tally, finish_piece
+from fletcher_core.tally import Tally, finish_piece, pieces_of
 from fletcher_core.telemetry import StageClock
 from fletcher_core.text_window import EmbeddedTexts
 from fletcher_core.window import Window, open_window
@@ -171,15 +171,11 @@ class LocalCompute:
         self, packed: Packed, window: Window, result: EmbeddedTexts, seconds: dict[str, float], context: "RunContext"
     ) -> list[FinishedPiece | None]:
         schema, clock = context.generation.schema, context.clock
-        tokens, offset = max(int(result.token_counts.sum()), 1), 0
         finished: list[FinishedPiece | None] = []
-        for piece in packed.pieces:
-            if not piece.rows.num_rows:
+        for own, share in pieces_of(window, [piece.rows.num_rows for piece in packed.pieces], result):
+            if not own.rows.num_rows:
                 finished.append(None)
                 continue
-            own = window.piece(offset, piece.rows.num_rows)
-            offset += piece.rows.num_rows
-            share = 1.0 if len(packed.pieces) == 1 else int(result.token_counts[own.own].sum()) / tokens
             before = clock.seconds("guard")
             with clock.measuring("guard"):
                 joined, tally = finish_piece(own, result, self.embedder, schema, share)

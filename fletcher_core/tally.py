@@ -3,7 +3,7 @@
 In: a piece of a window and the vectors of its texts. Out: rows to commit, rows for the quarantine, and a `Tally`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,6 +50,15 @@ class Tally:
         """Adds that share of `seconds`, by stage."""
         for stage, value in seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + value * share
+
+
+def pieces_of(window: Window, sizes: Sequence[int], result: EmbeddedTexts) -> Iterator[tuple[Window, float]]:
+    """A window's pieces of so many rows, one after another, each with its share of the whole's work, by its tokens."""
+    tokens, offset = max(int(result.token_counts.sum()), 1), 0
+    for size in sizes:
+        own = window.piece(offset, size)
+        offset += size
+        yield own, 1.0 if len(sizes) == 1 else int(result.token_counts[own.own].sum()) / tokens
 
 
 def finish_piece(

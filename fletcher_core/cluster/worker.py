@@ -18,7 +18,7 @@ from fletcher_core.errors import StoreError
 from fletcher_core.run_compute import FinishedPiece
 from fletcher_core.stop import Stop
 from fletcher_core.store.planned import write_planned
-from fletcher_core.tally import finish_piece
+from fletcher_core.tally import finish_piece, pieces_of
 from fletcher_core.telemetry.logs import log_ids
 from fletcher_core.telemetry.push import Pusher
 from fletcher_core.telemetry.stage_spans import stages_of
@@ -102,13 +102,9 @@ class Worker:
         texts = rows["text"].take(pa.array(window.unique))
         ((_, result),) = embedder.stream([(None, texts)], stop, ahead=0, busy=busy)
         seconds = spans.seconds()
-        finished, offset = [], 0
-        tokens = max(int(result.token_counts.sum()), 1)
-        for size, plan in zip(shard.sizes, shard.plans, strict=True):
+        finished = []
+        for (own, share), plan in zip(pieces_of(window, shard.sizes, result), shard.plans, strict=True):
             began = time.perf_counter()
-            own = window.piece(offset, size)
-            offset += size
-            share = 1.0 if len(shard.sizes) == 1 else int(result.token_counts[own.own].sum()) / tokens
             joined, tally = finish_piece(own, result, embedder, plan.schema, share)
             guarded = time.perf_counter()
             observed(busy)("guard", began, guarded)
