@@ -96,9 +96,11 @@ class NativeEngine:
         together = threading.Barrier(self._threads)
         try:
             wait([self._pool.submit(together.wait) for _ in range(self._threads)])
-        except RuntimeError as error:
+        except BaseException as error:  # Ctrl-C too
             together.abort()  # those that were begun would wait for the others for ever
             self._pool.shutdown(wait=False)
+            if not isinstance(error, RuntimeError):
+                raise
             raise EngineError(
                 f"{self._threads} threads cannot be started ({error}): set fewer threads, or allow more processes"
             ) from error

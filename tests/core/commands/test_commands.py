@@ -3,10 +3,8 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -241,21 +239,6 @@ def test_an_interrupt_says_what_stays(
     monkeypatch.setattr(cli, "_run", interrupted)
     assert main(arguments) == 130
     assert capsys.readouterr().err == f"fletcher: {said}\n"
-
-
-def test_an_interrupt_while_it_starts_is_no_traceback() -> None:
-    code = f"import fletcher_core.cli\nprint('ready', flush=True)\n{SCRIPT}"
-    for pause in (0.0, 0.05, 0.2, 0.5):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, "bench"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(0.02 + pause)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == 130
-        assert "Traceback" not in err
 
 
 def test_variables_meant_for_other_programs_fail_no_command(

@@ -363,17 +363,27 @@ def test_gelu_s_digits_are_those_of_the_gpu_s() -> None:
     assert [float(number) for number in reversed(digits)] == list(GELU_LOGIT)
 
 
-def test_threads_that_cannot_be_started_are_an_error_and_leave_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("failure", "raised", "said"),
+    [
+        # As where a container's processes are counted.
+        (RuntimeError("can't start new thread"), EngineError, "2 threads cannot be started"),
+        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+    ],
+)
+def test_threads_that_are_not_all_started_leave_none_behind(
+    monkeypatch: pytest.MonkeyPatch, failure: BaseException, raised: type[BaseException], said: str
+) -> None:
     start, begun = threading.Thread.start, []
 
     def one_alone(thread: threading.Thread) -> None:
         if begun:
-            raise RuntimeError("can't start new thread")  # as where a container's processes are counted
+            raise failure
         begun.append(thread)
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", one_alone)
-    with pytest.raises(EngineError, match="2 threads cannot be started"):
+    with pytest.raises(raised, match=said):
         make(BERT, random_weights(BERT), threads=2)
     begun[0].join(10)
     assert not begun[0].is_alive()
