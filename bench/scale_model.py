@@ -15,7 +15,6 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +22,7 @@ from results import ROOT
 
 from fletcher_core.partition_run import SEGMENT_BYTES
 from fletcher_core.run_settings import MaterializeSettings
-from fletcher_core.store.compaction import newest_small_files
+from fletcher_core.store.compaction import files_to_merge
 from fletcher_core.store.manifest import SEQUENCE_LIMIT
 from fletcher_core.store.schema import segment_schema
 from fletcher_core.store.segments import row_group_rows
@@ -149,14 +148,13 @@ def _core_seconds(step: dict[str, Any], process: str) -> float:
 def amplification(days: int, share: float, segments: int) -> float:
     """How many times a row is written in `days` runs, each of which changes `share` of a table in so many segments, by
     the store's own choice of what to merge; 1 is once, as a segment. No merge makes a file larger than the table."""
-    most, table = MaterializeSettings().max_segments, round(segments / share)  # sizes in segments
+    most, table = MaterializeSettings().max_segments, round(segments / share)  # sizes in full segments
     files, written = [table], 0
     for _ in range(days):
         files += [1] * segments
         written += segments
-        if len(files) > most:
-            shown = [SimpleNamespace(stat=lambda size=size: SimpleNamespace(st_size=size)) for size in files]
-            chosen = newest_small_files(shown, most)  # type: ignore[arg-type]
+        sizes = {Path(str(at)): size * SEGMENT_BYTES for at, size in enumerate(files)}
+        if chosen := files_to_merge(sizes, most):
             merged = min(table, sum(files[-len(chosen) :]))
             files[-len(chosen) :] = [merged]
             written += merged

@@ -290,7 +290,10 @@ class PartitionRun:
             self.note = f"{self.note}; {dropped}" if self.note else dropped
             for stored in outdated:
                 self._retire(generation.name, stored)
-        generation.compact_if_needed(key, run.settings.max_segments)
+        began = time.perf_counter()
+        with run.clock.measuring("write"):
+            generation.compact_if_needed(key, run.settings.max_segments)
+        self.tally.add_seconds({"write": time.perf_counter() - began})
         if run.settings.on_missing == "keep" or self.remaining or self.put_off:
             self._keep_quarantined()
         run.store.quarantine.retain(key, run.run_id)

@@ -5,8 +5,10 @@ its inputs are gone they hide what the inputs still show. Only a file that is al
 without them. In between, manifest and files may disagree; `recovery` knows how from the footer's `inputs`.
 """
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import IO
 
@@ -34,8 +36,13 @@ from fletcher_core.store.segments import (
 )
 from fletcher_core.store.workspace import workspace
 
+_LOG = logging.getLogger(__name__)
+
 _MEMORY_LIMIT = "2GB"
 _BATCH_ROWS = 1 << 16
+# A segment takes 20 MiB at most; one of 8,192 rows of 384 elements 12 MiB.
+_FULL_BYTES = 8 << 20
+_MANY_TIMES = 8
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,7 @@ def compact_partition(
     bytes_before, rows_before = _size(before)
     after = before
     if len(before) > 1:
+        _LOG.info("merging %d files, %.1f MB, of %s into one", len(before), bytes_before / 1e6, before[0].parent)
         after = _replace(place, manifest, schema, before, keep_deletes=True)
     alone = len(manifest.files(generation, partition_key)) == 1
     if alone and _has_deletes(after) and manifest.deletes_delivered(generation, partition_key):
@@ -107,19 +115,38 @@ def compact_partition(
     return CompactionReport(len(before), len(after), rows_before, rows_after, bytes_before, bytes_after)
 
 
-def newest_small_files(files: Sequence[Path], max_files: int) -> list[Path]:
-    """The newest of `files` (in sequence order) up to the first that is larger than all newer ones together.
+def files_to_merge(sizes: Mapping[Path, int], max_files: int) -> list[Path]:
+    """Which files of a partition a run merges at its end: none most times.
+
+    Files written full are left alone, as a merge of them saves readers little and costs as much as writing them did;
+    what runs add to them in small files is merged once there are more than `max_files` at the newest end. Once there
+    are more than `_MANY_TIMES` as many in all, the full ones are merged too.
+
+    Args:
+        sizes: bytes of each file, in the order of their sequences.
+    """
+    files = list(sizes)
+    small = list(takewhile(lambda file: sizes[file] < _FULL_BYTES, reversed(files)))[::-1]
+    if len(small) > max_files:
+        return _newest_small_files(small, sizes, max_files)
+    if len(files) > _MANY_TIMES * max_files:
+        return _newest_small_files(files, sizes, max_files)
+    return []
+
+
+def _newest_small_files(files: Sequence[Path], sizes: Mapping[Path, int], max_files: int) -> list[Path]:
+    """The newest of `files` up to the first that is larger than all newer ones together, so that over time a row is
+    rewritten a logarithmic number of times.
 
     At least so many that `max_files` remain after their merge.
     """
     chosen: list[Path] = []
     total = 0
     for file in reversed(files):
-        size = file.stat().st_size
-        if size > total and len(chosen) > len(files) - max_files:
+        if sizes[file] > total and len(chosen) > len(files) - max_files:
             break
         chosen.append(file)
-        total += size
+        total += sizes[file]
     return chosen[::-1]
 
 

@@ -18,7 +18,7 @@ from fletcher_core.errors import StoreError, StoreLockedError
 from fletcher_core.models.card import ModelCard
 from fletcher_core.setting_values import VectorType
 from fletcher_core.sql import first_line, identifier, literals, session
-from fletcher_core.store.compaction import CompactionReport, compact_partition, newest_small_files
+from fletcher_core.store.compaction import CompactionReport, compact_partition, files_to_merge
 from fletcher_core.store.durable import committed, move_into_place
 from fletcher_core.store.identity import FILE_NAME, Identity, read_identity
 from fletcher_core.store.ledger import LedgerSelect, ledger_select, refresh_ledger
@@ -183,16 +183,15 @@ class Generation:
         return report
 
     def compact_if_needed(self, partition_key: str, max_segments: int = 32) -> CompactionReport | None:
-        """Merges the newest small files of a partition once it has more than `max_segments`; None when it has not.
+        """Merges the newest small files of a partition once it has more than `max_segments` of them, or its files once
+        they are eight times as many; None when it has not.
 
         Larger, older files are left alone, so that over time a row is rewritten a logarithmic number of times.
         """
         merged = None
-        if len(self.manifest.files(self.name, partition_key)) > max_segments:
+        if self._to_merge(partition_key, max_segments):
             with self._holding(partition_key, "compaction"):
-                files = self.manifest.files(self.name, partition_key)
-                self.place.present(files)
-                merged = self._compact(partition_key, newest_small_files(files, max_segments))
+                merged = self._compact(partition_key, self._to_merge(partition_key, max_segments))
         self.refresh_ledger(partition_key)
         return merged
 
@@ -401,6 +400,9 @@ class Generation:
         segment = self.manifest.segment(self.name, label)
         assert segment is not None
         return segment
+
+    def _to_merge(self, partition_key: str, max_segments: int) -> list[Path]:
+        return files_to_merge(self.manifest.file_sizes(self.name, partition_key), max_segments)
 
     def _compact(self, partition_key: str, files: Sequence[Path]) -> CompactionReport:
         self.place.present(files)

@@ -1,16 +1,20 @@
 """Compaction, when nothing goes wrong. What happens when something does is in test_store_crash.py."""
 
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from store_contents import check_invariants, generation_of, live_texts, upserts, write
 
 from fletcher_core.errors import StoreLockedError
-from fletcher_core.store import Generation, VectorStore
-from fletcher_core.store.compaction import _survivors
+from fletcher_core.store import Generation, VectorStore, compaction
+from fletcher_core.store.compaction import _FULL_BYTES as FULL
+from fletcher_core.store.compaction import _survivors, files_to_merge
 from fletcher_core.store.segments import read_labelled
 
 
@@ -126,6 +130,35 @@ def test_automatic_compaction_rewrites_a_row_a_logarithmic_number_of_times(
         assert len(generation.files("p")) <= 4
     assert generation.row_count() == 64 * 20
     assert rewritten < 8 * 64 * 20  # merging all files each time would make it about 16
+    check_invariants(store)
+
+
+@given(sizes=st.lists(st.sampled_from([1, 1000, FULL - 1, FULL, 10 * FULL]), max_size=60), most=st.integers(1, 5))
+def test_full_files_are_merged_only_when_they_are_many(sizes: list[int], most: int) -> None:
+    files = {Path(str(at)): size for at, size in enumerate(sizes)}
+    chosen = files_to_merge(files, most)
+    assert chosen == list(files)[len(files) - len(chosen) :], "the newest, in order"
+    assert len(chosen) != 1
+    small_at_the_end = len(list(takewhile(lambda size: size < FULL, reversed(sizes))))
+    if small_at_the_end > most:
+        assert small_at_the_end >= len(chosen) > small_at_the_end - most
+    elif len(files) > 8 * most:
+        assert len(chosen) > len(files) - most
+    else:
+        assert not chosen
+
+
+def test_a_run_that_writes_full_files_merges_none_of_them(
+    store: VectorStore, generation: Generation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        write(generation, "p", {f"{number} {row}": "text" for row in range(5)})
+    monkeypatch.setattr(compaction, "_FULL_BYTES", min(file.stat().st_size for file in generation.files("p")))
+    assert generation.compact_if_needed("p", max_segments=2) is None
+    monkeypatch.setattr(compaction, "_MANY_TIMES", 1)
+    report = generation.compact_if_needed("p", max_segments=2)
+    assert report is not None
+    assert (report.files_before, report.files_after) == (3, 1)
     check_invariants(store)
 
 
