@@ -40,8 +40,8 @@ _LOG = logging.getLogger(__name__)
 
 _MEMORY_LIMIT = "2GB"
 _BATCH_ROWS = 1 << 16
-# A segment takes 20 MiB at most; one of 8,192 rows of 384 elements 12 MiB.
-_FULL_BYTES = 8 << 20
+# A segment takes 20 MiB at most; one of 8,192 rows 12 MiB for 384 elements, and 4 for 128.
+_FULL_BYTES = 4 << 20
 _MANY_TIMES = 8
 
 
