@@ -102,7 +102,8 @@ def main() -> None:
         kept = sorted(options.replay.glob("*.json")) if options.replay else None
         for case in itertools.count(options.first):
             done = case - options.first
-            if time.monotonic() - started > options.seconds or (options.cases and done >= options.cases):
+            # One at least: on a busy machine the start alone may take so many seconds.
+            if done and (time.monotonic() - started > options.seconds or done == options.cases):
                 break
             seed, number, only = options.seed, case, options.only
             if kept is not None:
