@@ -49,7 +49,8 @@ class ShardResult:
 
 @dataclass(frozen=True)
 class WorkerFacts:
-    """What a worker says of itself once its model is loaded. `host` names the machine, `version` is Fletcher's."""
+    """What a worker says of itself once its model is loaded. `host` names the machine, `node` is Ray's name of it, and
+    `version` is Fletcher's."""
 
     card: ModelCard
     engine: str
@@ -57,4 +58,5 @@ class WorkerFacts:
     precision: str
     tokenizer: str
     host: str
+    node: str
     version: str

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import ray
 from opentelemetry.trace import SpanKind
 
 from fletcher_core.cluster.shard import Shard, ShardResult, Span, WorkerFacts
@@ -62,6 +63,7 @@ class Worker:
             precision=engine.precision,
             tokenizer=embedder.encoder.tokenizer.name,
             host=socket.gethostname(),
+            node=ray.get_runtime_context().get_node_id() if ray.is_initialized() else "",
             version=importlib.metadata.version("fletcher"),
         )
 

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -39,7 +39,7 @@ _OUT = 2
 _THREADS = _OUT + 1
 # Rows of a window at least, and of the first ones; at its end a run is cut so small that its workers end together.
 _FEWEST_ROWS = 256
-# Workers that may be lost over one shard, until it is held to be the reason.
+# Workers that may be lost over one shard, and not with their machine, until it is held to be the reason.
 _ATTEMPTS = 4
 _LOOK_SECONDS = 0.1
 # For a worker to send its last metrics and spans.
@@ -63,14 +63,14 @@ class RemoteEngine:
 
 @dataclass(eq=False)
 class _Out:
-    """A shard that is to be done, or with a worker; `have_rows` says of each piece whether it has any,
-    and `rows` is Ray's reference to them."""
+    """A shard that is to be done, or with a worker; `have_rows` says of each piece whether it has any, `rows` is Ray's
+    reference to them, and `lost_on` the nodes of the workers that were lost with it."""
 
     shard: Shard
     packed: Packed
     have_rows: tuple[bool, ...]
     rows: Any
-    attempts: int = 0
+    lost_on: list[str] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -458,12 +458,12 @@ class RayWorkers:
         self._ask_at.append(time.monotonic() + self._wait)
         self._wait = min(max(2 * self._wait, self._intervals.first), self._intervals.longest)
         for out in member.out.values():
-            out.attempts += 1
-            if out.attempts >= _ATTEMPTS:
+            out.lost_on.append(member.facts.node if member.facts is not None else "")
+            if _not_with_their_node(out.lost_on) >= _ATTEMPTS:
                 raise EngineError(
                     f"{_ATTEMPTS} Ray workers were lost over the same {sum(out.shard.sizes)} rows (shard "
-                    f"{out.shard.number}): {why}. With isolation='process' a row that ends an engine is found and set "
-                    "aside"
+                    f"{out.shard.number}), and their machines were not: {why}. With isolation='process' a row that "
+                    "ends an engine is found and set aside"
                 )
             out.shard = replace(out.shard, plans=tuple(plan.again() for plan in out.shard.plans))
             again.append(out)
@@ -480,6 +480,15 @@ def _check_answers(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+
+
+def _not_with_their_node(nodes: Sequence[str]) -> int:
+    """How many of the workers that were on these `nodes` of Ray's were lost alone. A machine that is gone, as when it
+    was pre-empted, says nothing against the rows; Ray itself knows of it some seconds after the worker's silence."""
+    if len(nodes) < _ATTEMPTS:
+        return 0  # whatever they were
+    dead = {node["NodeID"] for node in _ray().nodes() if not node["Alive"]}
+    return sum(node not in dead for node in nodes)
 
 
 def _on_gpus(there: float, each: float) -> float:

@@ -56,6 +56,7 @@ class RayDouble:
         starts: how many workers may yet load their model, before others are lost over it.
         is_slow: says of a call's arguments that it is not done yet.
         nodes_have: of each node its resources.
+        gone: names of nodes that are no more.
         late: calls of lost workers, which go on at some later time.
         calls: names of the calls that were worked on.
     """
@@ -71,12 +72,14 @@ class RayDouble:
         self.late: list[Reference] = []
         self.calls: list[str] = []
         self.nodes_have = list(nodes)
+        self.gone: set[str] = set()
 
     def is_initialized(self) -> bool:
         return True
 
     def nodes(self) -> list[dict[str, Any]]:
-        return [{"Alive": True, "Resources": node} for node in self.nodes_have]
+        there = [{"NodeID": str(n), "Alive": True, "Resources": node} for n, node in enumerate(self.nodes_have)]
+        return there + [{"NodeID": name, "Alive": False, "Resources": {}} for name in self.gone]
 
     def cluster_resources(self) -> dict[str, float]:
         return dict(self.nodes_have[0])

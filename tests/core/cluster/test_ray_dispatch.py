@@ -19,10 +19,10 @@ from ray_double import RayDouble
 
 from fletcher_core import Embedder
 from fletcher_core.cluster import RaySettings, RayWorkers
-from fletcher_core.cluster.shard import Shard, ShardResult
+from fletcher_core.cluster.shard import Shard, ShardResult, WorkerFacts
 from fletcher_core.cluster.worker import Worker
 from fletcher_core.engines.failover import EngineHealth, ProbeIntervals
-from fletcher_core.errors import ConfigError, RunCancelled
+from fletcher_core.errors import ConfigError, EngineError, RunCancelled
 from fletcher_core.partition_run import PartitionRun
 from fletcher_core.pipeline import MaterializeSettings, materialize, materialize_partitions
 from fletcher_core.sources import DuckDBTable, Partition
@@ -150,6 +150,35 @@ def test_workers_that_do_not_come_say_why_the_last_one_failed(double: RayDouble)
         started(start_timeout=0.2),
     ):
         pass
+
+
+@pytest.mark.parametrize("with_their_machines", [False, True])
+def test_rows_that_end_every_worker_are_told_from_machines_that_are_taken_away(
+    double: RayDouble,
+    source: DuckDBTable,
+    store: VectorStore,
+    monkeypatch: pytest.MonkeyPatch,
+    with_their_machines: bool,
+) -> None:
+    load, machines = Worker.load, list[str]()
+
+    def loaded(worker: Worker) -> WorkerFacts:
+        machines.append(f"machine {len(machines)}")
+        if with_their_machines:
+            double.gone |= set(machines[:-2])  # Ray knows it of the last ones later
+        return replace(load(worker), node=machines[-1])
+
+    monkeypatch.setattr(Worker, "load", loaded)
+    double.risk, double.losses = 1.0, 12
+    with started(workers=1) as workers:
+        if with_their_machines:
+            assert materialize(source, embedder=workers, store=store).rows_in_store == 100
+        else:
+            with pytest.raises(
+                EngineError, match=r"4 Ray workers were lost over the same \d+ rows .*their machines were"
+            ):
+                materialize(source, embedder=workers, store=store)
+    assert len(machines) == (13 if with_their_machines else 4)
 
 
 def test_partitions_behind_a_slow_shard_let_go_of_their_files(
