@@ -113,6 +113,7 @@ class Session:
                 self._bucket.put(self._name(self.id), json.dumps(content).encode())
             except StoreError as error:
                 _LOG.warning("leases are not renewed: %s", error)
+            self._log.look_for_store()
             self._wake.wait(self._seconds / _BEATS)
             self._wake.clear()  # before `held` and `_ended` are looked at again
 

@@ -4,6 +4,9 @@ That conditional put is the commit. The manifest in the working copy is what the
 applied to it in a transaction, its entry put as the next, and the transaction ended; was somebody faster with that
 number, it is undone, theirs is applied, and ours tried again. So the working copy may be behind the log, after a crash
 by that one entry, and is never ahead of it. Entries are kept for ever: who is behind, however far, finds what is next.
+
+Names begin with the store's id: what a run still writes to a store that was deleted does no harm to one that was begun
+in its place.
 """
 
 import gzip
@@ -31,6 +34,7 @@ CHECKPOINT_EVERY = 100  # entries
 _CHECKPOINTS_KEPT = 2  # somebody may be about to read the last but one
 _AT_ONCE = 8  # requests
 _BATCH = 200  # entries in a transaction
+_ID_LENGTH = 8  # characters of the store's id
 _log = logging.getLogger(__name__)
 
 
@@ -42,11 +46,13 @@ class ManifestLog:
     """The log in `bucket`, and the manifest in `database` (with `changes.SCHEMA`) that follows it.
 
     Safe to use from several threads, and by several processes that share the database. `held` are the tokens of the
-    leases that this object's owner has taken, by name.
+    leases that this object's owner has taken, by name; `store` is the store's id.
     """
 
-    def __init__(self, bucket: Bucket, database: Database) -> None:
+    def __init__(self, bucket: Bucket, database: Database, store: str) -> None:
         self.database = database
+        self._store, self._is_gone = store, False
+        self._entries, self._checkpoints = f"log/{store[:_ID_LENGTH]}", f"checkpoints/{store[:_ID_LENGTH]}"
         self.held: dict[str, str] = {}
         self._bucket = bucket
         self._synced_at = -float("inf")
@@ -57,9 +63,15 @@ class ManifestLog:
 
         Raises:
             StoreLockedError: a lease that the change needs was taken over by another run.
-            StoreError: the object storage does not answer; whether the change counts shows when it does.
+            StoreError: the object storage does not answer; whether the change counts shows when it does. Or the store
+                was deleted.
             Whatever the change's own function raises, on the newest state there is.
         """
+        if self._is_gone:
+            raise StoreError(
+                f"the store at {self._bucket.address} was deleted while this process used it, with what was committed "
+                "since: run again, into a new one"
+            )
         while True:
             try:
                 return self._append(operation)
@@ -77,15 +89,15 @@ class ManifestLog:
         if number == 0:
             applied += self._load_checkpoint()
             number, _ = self._position()
-        first = self._bucket.get(_name(number + 1))
+        first = self._bucket.get(self._name(number + 1))
         if first is not None:
-            names = self._bucket.names("log", after=_name(number + 1))
+            names = self._bucket.names(self._entries, after=self._name(number + 1))
             if len(names) > 2 * CHECKPOINT_EVERY:
                 applied += self._load_checkpoint()
             applied += self._apply([(number + 1, first)])
             # By their numbers: a list that is made while entries are put may lack one and have the next.
             numbers = range(self._position()[0] + 1, max(map(_number, names), default=0) + 1)
-            names = [_name(number) for number in numbers]
+            names = [self._name(number) for number in numbers]
             with ThreadPoolExecutor(_AT_ONCE) as threads:
                 for start in range(0, len(names), _BATCH):
                     batch = names[start : start + _BATCH]
@@ -95,6 +107,13 @@ class ManifestLog:
                     )
         self._synced_at = time.monotonic()
         return applied
+
+    def look_for_store(self) -> None:
+        """Sees whether the store is still there: if not, or if another was begun in its place, nothing more is put."""
+        try:
+            self._is_gone = store_id(self._bucket) != self._store
+        except StoreError as error:
+            _log.warning("whether the store is still there is not known: %s", error)
 
     def check(self, names: Sequence[str]) -> None:
         """Raises StoreLockedError when one of these leases, which are held, is somebody else's by now."""
@@ -137,7 +156,7 @@ class ManifestLog:
                 "arguments": operation.arguments,
                 "leases": leases,
             }
-            if not self._bucket.create(_name(number + 1), json.dumps(content).encode()):
+            if not self._bucket.create(self._name(number + 1), json.dumps(content).encode()):
                 raise _Behind
             connection.execute("UPDATE log SET number = ?, entry = ?", (number + 1, entry))
             due = (number + 1) % CHECKPOINT_EVERY == 0
@@ -162,11 +181,11 @@ class ManifestLog:
             for place, data in entries:
                 if place <= number:
                     continue
-                content = _content(self._bucket.address, _name(place), data)
+                content = _content(self._bucket.address, self._name(place), data)
                 if place != number + 1 or content.get("after") != last:
                     raise StoreError(
-                        f"{_name(place)!r} in {self._bucket.address} does not follow what this machine knows of the "
-                        "store: objects were lost, or put there by something else. Delete the working copy (see "
+                        f"{self._name(place)!r} in {self._bucket.address} does not follow what this machine knows of "
+                        "the store: objects were lost, or put there by something else. Delete the working copy (see "
                         "FLETCHER_CLOUD_CACHE) while no run uses it, and open the store again"
                     )
                 try:
@@ -177,12 +196,15 @@ class ManifestLog:
                     raise
                 except Exception as error:
                     raise StoreError(
-                        f"{_name(place)!r} in {self._bucket.address} cannot be applied: {error!r}. It is damaged; "
+                        f"{self._name(place)!r} in {self._bucket.address} cannot be applied: {error!r}. It is damaged; "
                         "restore it from a backup of the bucket"
                     ) from error
                 applied += 1
             connection.execute("UPDATE log SET number = ?, entry = ?", (number, last))
         return applied
+
+    def _name(self, number: int) -> str:
+        return f"{self._entries}/{number:010d}.json"
 
     def _position(self) -> tuple[int, str]:
         ((number, entry),) = self.database.read("SELECT number, entry FROM log")
@@ -194,14 +216,16 @@ class ManifestLog:
         """So that a fresh copy need not read the whole log. That it fails is no harm: there will be another."""
         content = {"version": MANIFEST_VERSION, "id": entry, "tables": tables}
         try:
-            self._bucket.create(_checkpoint_name(number), gzip.compress(json.dumps(content).encode(), mtime=0))
-            self._bucket.delete(self._bucket.names("checkpoints")[:-_CHECKPOINTS_KEPT])
+            self._bucket.create(
+                f"{self._checkpoints}/{number:010d}.json.gz", gzip.compress(json.dumps(content).encode(), mtime=0)
+            )
+            self._bucket.delete(self._bucket.names(self._checkpoints)[:-_CHECKPOINTS_KEPT])
         except StoreError as error:
             _log.warning("no checkpoint was made: %s", error)
 
     def _load_checkpoint(self) -> int:
         """The newest checkpoint in place of what is here, if that is older; whether there was one."""
-        while names := self._bucket.names("checkpoints"):
+        while names := self._bucket.names(self._checkpoints):
             data = self._bucket.get(names[-1])
             if data is None:  # two newer ones were made since we looked
                 continue
@@ -235,27 +259,28 @@ class _Refused(Exception):
         self.number = number
 
 
-def store_id(bucket: Bucket, *, make: bool) -> str | None:
-    """The id of the store in the bucket, by which one that was deleted and begun anew is known; None without a store.
+def begin_store(bucket: Bucket) -> str:
+    """The id of the store in the bucket, which is begun where there is none. Raises as `store_id`."""
+    while (identity := store_id(bucket)) is None:
+        _check_conditions(bucket)
+        bucket.create(IDENTITY, json.dumps({"version": MANIFEST_VERSION, "id": uuid4().hex}).encode())
+    return identity
 
-    Args:
-        make: begin a store where there is none.
+
+def store_id(bucket: Bucket) -> str | None:
+    """The id of the store in the bucket, by which one that was deleted and begun anew is known; None without a store.
 
     Raises:
         NewerVersionError: a newer Fletcher made it.
         StoreError: the object storage does not answer.
     """
-    while True:
-        data = bucket.get(IDENTITY)
-        if data is not None:
-            identity = _content(bucket.address, IDENTITY, data).get("id")
-            if not isinstance(identity, str):
-                raise StoreError(f"{IDENTITY!r} in {bucket.address} is damaged: restore it from a backup of the bucket")
-            return identity
-        if not make:
-            return None
-        _check_conditions(bucket)
-        bucket.create(IDENTITY, json.dumps({"version": MANIFEST_VERSION, "id": uuid4().hex}).encode())
+    data = bucket.get(IDENTITY)
+    if data is None:
+        return None
+    identity = _content(bucket.address, IDENTITY, data).get("id")
+    if not isinstance(identity, str):
+        raise StoreError(f"{IDENTITY!r} in {bucket.address} is damaged: restore it from a backup of the bucket")
+    return identity
 
 
 def _check_conditions(bucket: Bucket) -> None:
@@ -285,14 +310,6 @@ def _content(address: str, name: str, data: bytes) -> dict[str, Any]:
             f"reads up to version {MANIFEST_VERSION}. Upgrade Fletcher; nothing in the store was changed"
         )
     return content
-
-
-def _name(number: int) -> str:
-    return f"log/{number:010d}.json"
-
-
-def _checkpoint_name(number: int) -> str:
-    return f"checkpoints/{number:010d}.json.gz"
 
 
 def _number(name: str) -> int:

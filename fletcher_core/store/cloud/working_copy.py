@@ -17,7 +17,7 @@ from fletcher_core.store.cloud.bucket import Bucket
 from fletcher_core.store.cloud.changes import SCHEMA as CLOUD_SCHEMA
 from fletcher_core.store.cloud.changes import Lease
 from fletcher_core.store.cloud.leases import LeasedLock, Session
-from fletcher_core.store.cloud.log import ManifestLog, store_id
+from fletcher_core.store.cloud.log import ManifestLog, begin_store, store_id
 from fletcher_core.store.cloud.objects import ObstoreObjects
 from fletcher_core.store.cloud.settings import CloudSettings
 from fletcher_core.store.database import Database
@@ -197,7 +197,7 @@ def open_working_copy(address: str) -> tuple[WorkingCopy, Manifest]:
 
 def copy_of(bucket: Bucket, root: Path, settings: CloudSettings) -> tuple[WorkingCopy, Manifest]:
     """The store in `bucket` with its working copy in `root`; see `open_working_copy`."""
-    store = store_id(bucket, make=True)
+    store = begin_store(bucket)
     try:
         make_directory(root)
         with store_lock(root).held("open", patience=60):
@@ -213,7 +213,7 @@ def copy_of(bucket: Bucket, root: Path, settings: CloudSettings) -> tuple[Workin
     except OSError as error:
         raise write_failed(root, error) from error
     ((copy,),) = database.read("SELECT copy FROM log")
-    log = ManifestLog(bucket, database)
+    log = ManifestLog(bucket, database, store)
     log.sync()
     session = Session(bucket, log, copy, settings.lease_seconds)
     return WorkingCopy(root, bucket, log, session), Manifest(root, journal=log)
@@ -222,7 +222,7 @@ def copy_of(bucket: Bucket, root: Path, settings: CloudSettings) -> tuple[Workin
 def is_store(address: str) -> bool:
     """Whether there is a store at `address`. Raises as `open_working_copy`."""
     settings = CloudSettings.from_environment()
-    return store_id(Bucket(address, ObstoreObjects(address), settings.patience), make=False) is not None
+    return store_id(Bucket(address, ObstoreObjects(address), settings.patience)) is not None
 
 
 def find_stores(address: str) -> list[str]:

@@ -4,9 +4,11 @@
 """
 
 import gzip
+import json
 import os
 import random
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -83,6 +85,11 @@ class Memory:
 
 def machine(memory: Memory, root: Path) -> tuple[WorkingCopy, Manifest]:
     return copy_of(Bucket("memory://store", memory, patience=0.0), root, CloudSettings(root.parent, 0.05, 0.0))
+
+
+def store_of(memory: Memory) -> str:
+    """The part of its id that is in names."""
+    return str(json.loads(memory.objects["fletcher.json"])["id"])[:8]
 
 
 def state(manifest: Manifest) -> dict[str, list[tuple[Any, ...]]]:
@@ -283,7 +290,7 @@ def test_a_copy_that_is_far_behind_catches_up_with_and_without_a_checkpoint(tmp_
         ahead.allocate(1)
     behind._log.sync()
     assert manifest.next_sequence() == 12
-    memory.delete(memory.names("checkpoints"))
+    memory.delete(memory.names(f"checkpoints/{store_of(memory)}"))
     other._log.sync()
     assert late.next_sequence() == 12
     assert late.allocate(1) == 12
@@ -339,7 +346,38 @@ def test_a_list_that_was_made_while_entries_were_put_may_lack_one(
     assert manifest.next_sequence() == 4
 
 
-@pytest.mark.parametrize("name", ["fletcher.json", "log/0000000005.json", "checkpoints/0000000004.json.gz"])
+def test_a_store_that_was_deleted_takes_no_more_and_leaves_the_next_one_alone(tmp_path: Path) -> None:
+    memory = Memory()
+    old, manifest = machine(memory, tmp_path / "a")
+    assert manifest.allocate(5) == 1
+    memory.objects.clear()
+    _, anew = machine(memory, tmp_path / "b")
+    assert manifest.allocate(5) == 6, "it does not know yet"
+    assert [anew.allocate(2), anew.allocate(2)] == [1, 3]
+    for is_begun_anew in (True, False):
+        if not is_begun_anew:
+            memory.delete(["fletcher.json"])
+        old._log.look_for_store()
+        with pytest.raises(StoreError, match="memory://store was deleted while this process used it"):
+            manifest.allocate(1)
+    assert anew.allocate(1) == 5
+
+
+def test_a_run_finds_out_by_itself_that_its_store_was_deleted(tmp_path: Path) -> None:
+    memory = Memory()
+    old, manifest = machine(memory, tmp_path / "a")
+    manifest.add_generation("g", "docs", 1.0)
+    old._session.take("g--p", "run")
+    memory.objects.clear()
+    ends = time.monotonic() + 20
+    with pytest.raises(StoreError, match="was deleted"):  # noqa: PT012
+        while time.monotonic() < ends:
+            manifest.allocate(1)
+            time.sleep(0.01)
+    old._session.close()
+
+
+@pytest.mark.parametrize("name", ["fletcher.json", "log/{}/0000000005.json", "checkpoints/{}/0000000004.json.gz"])
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b"\x1f\x8b\x08\x00", gzip.compress(b"{}"), None])
 def test_a_damaged_object_is_named_and_nothing_of_it_is_applied(
     tmp_path: Path, name: str, damage: bytes | None
@@ -348,6 +386,7 @@ def test_a_damaged_object_is_named_and_nothing_of_it_is_applied(
     _, manifest = machine(memory, tmp_path / "a")
     for _ in range(5):
         manifest.allocate(1)
+    name = name.format(store_of(memory))
     memory.objects[name] = memory.objects[name][:-3] if damage is None else damage
     with pytest.raises(StoreError, match=rf"{name}.* (is damaged|does not follow)"):
         machine(memory, tmp_path / "b")
