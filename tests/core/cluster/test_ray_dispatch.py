@@ -19,6 +19,7 @@ from ray_double import RayDouble
 
 from fletcher_core import Embedder
 from fletcher_core.cluster import RaySettings, RayWorkers
+from fletcher_core.cluster.crew import shares
 from fletcher_core.cluster.shard import Shard, ShardResult, WorkerFacts
 from fletcher_core.cluster.worker import Worker
 from fletcher_core.engines.failover import EngineHealth, ProbeIntervals
@@ -42,10 +43,11 @@ def double(monkeypatch: pytest.MonkeyPatch, local: Embedder, request: pytest.Fix
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     double = RayDouble(random.Random(seed))
-    monkeypatch.setattr("fletcher_core.cluster.workers._ray", lambda: double)
+    for module in ("connection", "crew", "workers"):
+        monkeypatch.setattr(f"fletcher_core.cluster.{module}.ray_module", lambda: double)
     monkeypatch.setattr("fletcher_core.cluster.workers._FEWEST_ROWS", 8)
-    monkeypatch.setattr("fletcher_core.cluster.workers._LOOK_SECONDS", 0.001)
-    monkeypatch.setattr("fletcher_core.cluster.workers.ProbeIntervals", lambda: ProbeIntervals(0.0, 0.0))
+    monkeypatch.setattr("fletcher_core.cluster.crew._LOOK_SECONDS", 0.001)
+    monkeypatch.setattr("fletcher_core.cluster.crew.ProbeIntervals", lambda: ProbeIntervals(0.0, 0.0))
     monkeypatch.setattr("fletcher_core.cluster.worker.Embedder", SimpleNamespace(load=lambda **_: local))
     return double
 
@@ -119,7 +121,7 @@ def test_a_run_may_have_the_id_of_one_that_was_cancelled(
     cancelled = threading.Event()
 
     def cancel(_: Progress) -> None:
-        if any(member.out for member in workers._members):
+        if workers._known.is_at_work:
             cancelled.set()
 
     with started(workers=2) as workers:
@@ -221,7 +223,7 @@ def test_a_worker_takes_a_gpu_where_its_engine_can_use_it(
     double: RayDouble, embedder: dict[str, Any], settings: dict[str, Any], expected: tuple[int, float, int]
 ) -> None:
     double.nodes_have = [{"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0}]
-    assert RayWorkers(RaySettings(**settings), **embedder)._shares() == expected
+    assert shares(RaySettings(**settings), embedder) == expected
 
 
 def test_an_address_where_nobody_listens_is_said_at_once(double: RayDouble, monkeypatch: pytest.MonkeyPatch) -> None:
