@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given[: given.index("--")] if "--" in given else "--json" in given
     try:
-        with orderly_then_at_once():
+        with orderly_then_at_once(to_the_end=arguments is None):
             return _run(given, as_json)
     except FletcherError as error:
         from fletcher_core.commands.options import in_options

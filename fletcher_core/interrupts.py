@@ -15,8 +15,12 @@ _RETRY_SECONDS = 0.01
 
 
 @contextmanager
-def orderly_then_at_once() -> Iterator[None]:
+def orderly_then_at_once(*, to_the_end: bool = False) -> Iterator[None]:
     """Inside, SIGINT raises KeyboardInterrupt once; another one ends the process without a word more.
+
+    Args:
+        to_the_end: after the block the process only ends. SIGINT ends it at once then, too: Python itself would print
+            a traceback, or abort, where it waits for threads and calls what is registered for the end.
 
     What is committed stays: segments appear whole or not at all, whatever the instruction at which a process ends.
 
@@ -34,9 +38,11 @@ def orderly_then_at_once() -> Iterator[None]:
         nonlocal asked, asked_by_us
         if asked_by_us:
             asked_by_us = False
+            if ended:
+                return
         else:
             asked += 1
-        if asked > 1:
+        if asked > 1 or ended:
             os._exit(EXIT_STATUS)
         if _in_import(frame):
             retry()
@@ -69,7 +75,8 @@ def orderly_then_at_once() -> Iterator[None]:
     finally:
         ended = True
         sys.unraisablehook = report
-        signal.signal(signal.SIGINT, before)
+        if not to_the_end:
+            signal.signal(signal.SIGINT, before)
 
 
 def _in_import(frame: FrameType | None) -> bool:

@@ -67,6 +67,25 @@ def test_the_second_one_ends_an_import_that_hangs(tmp_path: Path) -> None:
     assert process.wait(timeout=30) == EXIT_STATUS
 
 
+@pytest.mark.parametrize("interrupted_before", [False, True])
+def test_one_that_comes_while_the_process_ends_prints_no_traceback(interrupted_before: bool) -> None:
+    code = (
+        "import atexit, signal, sys, time\n"
+        "import fletcher_core.cli as cli\n"
+        "atexit.register(lambda: (print('ready', flush=True), time.sleep(60)))\n"
+        f"cli._run = lambda *_: signal.raise_signal(signal.SIGINT) if {interrupted_before} else 0\n"
+        "sys.exit(cli.main())\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "bench"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (EXIT_STATUS, "fletcher: interrupted\n" if interrupted_before else "")
+
+
 def test_one_that_is_lost_in_a_finalizer_is_raised_again() -> None:
     class Finalized:
         def __del__(self) -> None:
