@@ -119,19 +119,17 @@ def files_to_merge(sizes: Mapping[Path, int], max_files: int) -> list[Path]:
     """Which files of a partition a run merges at its end: none most times.
 
     Files written full are left alone, as a merge of them saves readers little and costs as much as writing them did;
-    what runs add to them in small files is merged once there are more than `max_files` at the newest end. Once there
-    are more than `_MANY_TIMES` as many in all, the full ones are merged too.
+    what runs add to them in small files is merged once there are more than `max_files` at the newest end. Where more
+    than `_MANY_TIMES` as many in all would remain, the full ones are merged too.
 
     Args:
         sizes: bytes of each file, in the order of their sequences.
     """
     files = list(sizes)
     small = list(takewhile(lambda file: sizes[file] < _FULL_BYTES, reversed(files)))[::-1]
-    if len(small) > max_files:
-        return _newest_small_files(small, sizes, max_files)
-    if len(files) > _MANY_TIMES * max_files:
-        return _newest_small_files(files, sizes, max_files)
-    return []
+    chosen = _newest_small_files(small, sizes, max_files) if len(small) > max_files else []
+    remaining = len(files) - len(chosen) + bool(chosen)
+    return _newest_small_files(files, sizes, max_files) if remaining > _MANY_TIMES * max_files else chosen
 
 
 def _newest_small_files(files: Sequence[Path], sizes: Mapping[Path, int], max_files: int) -> list[Path]:

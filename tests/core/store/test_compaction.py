@@ -139,13 +139,26 @@ def test_full_files_are_merged_only_when_they_are_many(sizes: list[int], most: i
     chosen = files_to_merge(files, most)
     assert chosen == list(files)[len(files) - len(chosen) :], "the newest, in order"
     assert len(chosen) != 1
+    assert len(files) - len(chosen) + bool(chosen) <= 8 * most
     small_at_the_end = len(list(takewhile(lambda size: size < FULL, reversed(sizes))))
-    if small_at_the_end > most:
-        assert small_at_the_end >= len(chosen) > small_at_the_end - most
-    elif len(files) > 8 * most:
+    if len(chosen) > small_at_the_end:
+        assert len(files) > 8 * most
         assert len(chosen) > len(files) - most
+    elif small_at_the_end > most:
+        assert len(chosen) > small_at_the_end - most
     else:
         assert not chosen
+
+
+def test_runs_that_each_write_many_small_files_keep_them_few() -> None:
+    """What is merged of one run's files is full, so that only their number in all says that they are many."""
+    files: dict[Path, int] = {}
+    for run in range(1000):
+        files |= {Path(f"{run} {at}"): FULL // 32 for at in range(33)}
+        if chosen := files_to_merge(files, 32):
+            merged = sum(files.pop(file) for file in chosen)
+            files[Path(f"{run} merged")] = merged
+        assert len(files) <= 256
 
 
 def test_a_run_that_writes_full_files_merges_none_of_them(
