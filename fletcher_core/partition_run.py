@@ -260,8 +260,8 @@ class PartitionRun:
             for rows in self.untried:
                 self.quarantined += rows.num_rows
                 self.commit(delete_rows(rows.filter(rows["replaces"].is_valid()), self.run.generation.schema))
-            self._tidy()
             self.content = content_of(self.run.generation, self.partition.key)
+            self._tidy()
 
     def abandon(self) -> None:
         """The run ends before its time: let go of the lock."""
@@ -292,7 +292,7 @@ class PartitionRun:
                 self._retire(generation.name, stored)
         began = time.perf_counter()
         with run.clock.measuring("write"):
-            generation.compact_if_needed(key, run.settings.max_segments)
+            generation.compact_if_needed(key, run.settings.max_segments, self.content.count)
         self.tally.add_seconds({"write": time.perf_counter() - began})
         if run.settings.on_missing == "keep" or self.remaining or self.put_off:
             self._keep_quarantined()

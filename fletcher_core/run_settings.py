@@ -25,7 +25,7 @@ class MaterializeSettings:
         max_rows: embed no more rows than this in one run, counted over all of its partitions; the rest is left to the
             runs that follow. None: all.
         max_segments: merge a partition's newest files at the end of a run when it has more small ones than this, or
-            eight times as many in all.
+            four times as many in all; 1 and 2 write rows again and again.
         min_free_bytes: end the run with a StoreError when less than this would stay free on the store's disk after
             the next commit. The default is room for a segment (20 MiB) several times over: for the manifest, the
             sender and Longbow's own files on the same disk to go on working while the run ends. 0 checks only that

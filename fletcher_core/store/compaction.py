@@ -42,7 +42,11 @@ _MEMORY_LIMIT = "2GB"
 _BATCH_ROWS = 1 << 16
 # A segment takes 20 MiB at most; one of 8,192 rows 12 MiB for 384 elements, and 4 for 128.
 _FULL_BYTES = 4 << 20
-_MANY_TIMES = 8
+# macOS lets a process open 256 files, and readers open all of a partition.
+_MANY_TIMES = 4
+# Where so large a share of the rows was replaced, and there is so much of them, all files are merged.
+_MOSTLY_REPLACED = 0.7
+_WORTH_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -115,17 +119,20 @@ def compact_partition(
     return CompactionReport(len(before), len(after), rows_before, rows_after, bytes_before, bytes_after)
 
 
-def files_to_merge(sizes: Mapping[Path, int], max_files: int) -> list[Path]:
+def files_to_merge(sizes: Mapping[Path, int], max_files: int, replaced: float = 0.0) -> list[Path]:
     """Which files of a partition a run merges at its end: none most times.
 
     Files written full are left alone, as a merge of them saves readers little and costs as much as writing them did;
     what runs add to them in small files is merged once there are more than `max_files` at the newest end. Where more
-    than `_MANY_TIMES` as many in all would remain, the full ones are merged too.
+    than `_MANY_TIMES` as many in all would remain, the full ones are merged too, and all where most rows were replaced.
 
     Args:
         sizes: bytes of each file, in the order of their sequences.
+        replaced: share of their rows that later ones replaced, 0 to 1.
     """
     files = list(sizes)
+    if replaced > _MOSTLY_REPLACED and len(files) > 1 and sum(sizes.values()) > _WORTH_BYTES:
+        return files
     small = list(takewhile(lambda file: sizes[file] < _FULL_BYTES, reversed(files)))[::-1]
     chosen = _newest_small_files(small, sizes, max_files) if len(small) > max_files else []
     remaining = len(files) - len(chosen) + bool(chosen)

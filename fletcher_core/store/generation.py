@@ -182,16 +182,21 @@ class Generation:
                 continue
         return report
 
-    def compact_if_needed(self, partition_key: str, max_segments: int = 32) -> CompactionReport | None:
-        """Merges the newest small files of a partition once it has more than `max_segments` of them, or its files once
-        they are eight times as many; None when it has not.
+    def compact_if_needed(
+        self, partition_key: str, max_segments: int = 32, live_rows: int | None = None
+    ) -> CompactionReport | None:
+        """Merges the newest small files of a partition once it has more than `max_segments` of them, its files once
+        they would be four times as many, and all where most of their rows were replaced; None when there is no need.
 
         Larger, older files are left alone, so that over time a row is rewritten a logarithmic number of times.
+
+        Args:
+            live_rows: of the partition, where they are known.
         """
         merged = None
-        if self._to_merge(partition_key, max_segments):
+        if self._to_merge(partition_key, max_segments, live_rows):
             with self._holding(partition_key, "compaction"):
-                merged = self._compact(partition_key, self._to_merge(partition_key, max_segments))
+                merged = self._compact(partition_key, self._to_merge(partition_key, max_segments, live_rows))
         self.refresh_ledger(partition_key)
         return merged
 
@@ -401,8 +406,10 @@ class Generation:
         assert segment is not None
         return segment
 
-    def _to_merge(self, partition_key: str, max_segments: int) -> list[Path]:
-        return files_to_merge(self.manifest.file_sizes(self.name, partition_key), max_segments)
+    def _to_merge(self, partition_key: str, max_segments: int, live_rows: int | None) -> list[Path]:
+        stored = self.manifest.upserts(self.name, partition_key)
+        replaced = 1 - live_rows / stored if live_rows is not None and stored else 0.0
+        return files_to_merge(self.manifest.file_sizes(self.name, partition_key), max_segments, replaced)
 
     def _compact(self, partition_key: str, files: Sequence[Path]) -> CompactionReport:
         self.place.present(files)

@@ -181,6 +181,14 @@ class Manifest:
         )
         return {self._root / file: size for file, size in rows}
 
+    def upserts(self, generation: str, partition_key: str) -> int:
+        """Rows of a partition's files that are no deletes, whether later ones replaced them or not."""
+        ((count,),) = self._database.read(
+            "SELECT coalesce(sum(upserts), 0) FROM segments WHERE generation = ? AND partition_key = ?",
+            (generation, partition_key),
+        )
+        return int(count)
+
     def files_in(self, folder: Path) -> list[Path]:
         """Files of segments in a partition's folder, at a cost that does not grow with the number of partitions."""
         within = f"{self._name(folder)}/"

@@ -139,10 +139,10 @@ def test_full_files_are_merged_only_when_they_are_many(sizes: list[int], most: i
     chosen = files_to_merge(files, most)
     assert chosen == list(files)[len(files) - len(chosen) :], "the newest, in order"
     assert len(chosen) != 1
-    assert len(files) - len(chosen) + bool(chosen) <= 8 * most
+    assert len(files) - len(chosen) + bool(chosen) <= 4 * most
     small_at_the_end = len(list(takewhile(lambda size: size < FULL, reversed(sizes))))
     if len(chosen) > small_at_the_end:
-        assert len(files) > 8 * most
+        assert len(files) > 4 * most
         assert len(chosen) > len(files) - most
     elif small_at_the_end > most:
         assert len(chosen) > small_at_the_end - most
@@ -158,7 +158,26 @@ def test_runs_that_each_write_many_small_files_keep_them_few() -> None:
         if chosen := files_to_merge(files, 32):
             merged = sum(files.pop(file) for file in chosen)
             files[Path(f"{run} merged")] = merged
-        assert len(files) <= 256
+        assert len(files) <= 128
+
+
+def test_files_of_which_most_rows_were_replaced_are_merged(
+    store: VectorStore, generation: Generation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "_FULL_BYTES", 1)
+    for text in ("one", "two", "three"):
+        write(generation, "p", {str(row): text for row in range(5)})
+    assert generation.compact_if_needed("p", live_rows=5) is None, "there is little of them"
+    monkeypatch.setattr(compaction, "_WORTH_BYTES", 1)
+    assert generation.compact_if_needed("p") is None
+    assert generation.compact_if_needed("p", live_rows=5) is None, "two thirds"
+    write(generation, "p", {str(row): "four" for row in range(5)})
+    report = generation.compact_if_needed("p", live_rows=5)
+    assert report is not None
+    assert (report.files_after, report.rows_before, report.rows_after) == (1, 20, 5)
+    write(generation, "p", {"0": None})
+    assert generation.compact_if_needed("p", live_rows=4) is None
+    check_invariants(store)
 
 
 def test_a_run_that_writes_full_files_merges_none_of_them(
