@@ -18,16 +18,16 @@ _RETRY_SECONDS = 0.01
 def orderly_then_at_once(*, to_the_end: bool = False) -> Iterator[None]:
     """Inside, SIGINT raises KeyboardInterrupt once; another one ends the process without a word more.
 
-    Args:
-        to_the_end: after the block the process only ends. SIGINT ends it at once then, too: Python itself would print
-            a traceback, or abort, where it waits for threads and calls what is registered for the end.
-
     What is committed stays: segments appear whole or not at all, whatever the instruction at which a process ends.
 
     A signal's handler raises in whatever the main thread runs, and in two places that goes wrong. Extension modules
     call Python while they are imported, and take its exception for another one, for none, or for a reason to abort:
     an import is waited for. From a finalizer or the callback of a weak reference an exception goes no further than
     `sys.unraisablehook`: it is raised once more.
+
+    Args:
+        to_the_end: after the block the process only ends. SIGINT ends it at once then, too: Python itself would print
+            a traceback, or abort, where it waits for threads and calls what is registered for the end.
     """
     main_thread = _thread.get_ident()
     asked = 0
