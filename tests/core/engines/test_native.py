@@ -370,11 +370,11 @@ def test_gelu_s_digits_are_those_of_the_gpu_s() -> None:
     [
         # As where a container's processes are counted.
         (RuntimeError("can't start new thread"), EngineError, "2 threads cannot be started"),
-        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
     ],
 )
 def test_threads_that_are_not_all_started_leave_none_behind(
-    monkeypatch: pytest.MonkeyPatch, failure: BaseException, raised: type[BaseException], said: str
+    monkeypatch: pytest.MonkeyPatch, failure: BaseException, raised: type[BaseException], said: str | None
 ) -> None:
     start, begun = threading.Thread.start, []
 
