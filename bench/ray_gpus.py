@@ -17,7 +17,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -25,13 +25,12 @@ from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-import duckdb
 import numpy as np
-import pyarrow as pa
 import ray
 from gpu_models import SHAPES, TEXTS_FILE, real_texts, write_model
 from paired import compare
 from results import JSON_OPTION, Row, write_results
+from stored import different_bits, stored_vectors, write_texts
 
 from fletcher_core import Embedder
 from fletcher_core.cluster import RaySettings, RayWorkers
@@ -78,10 +77,7 @@ def main() -> None:
 def build_table(path: Path, tokenizer: Path, rows: int) -> DuckDBTable:
     found = real_texts(min(rows, 80_000), tokenizer / TEXTS_FILE)
     # Numbered, so that none is another's duplicate and computed once for both.
-    texts = pa.table({"id": range(rows), "text": [f"{n} {found[n % len(found)]}" for n in range(rows)]})  # noqa: F841
-    with duckdb.connect(str(path)) as connection:
-        connection.execute("CREATE TABLE texts AS FROM texts")
-    return DuckDBTable(path, "texts")
+    return write_texts(path, [f"{n} {found[n % len(found)]}" for n in range(rows)])
 
 
 def ways(model: Path, options: argparse.Namespace) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
@@ -126,11 +122,11 @@ def measured(
             reports[name] = report
             print(f"  round {number + 1}: {name:<20} {seconds:6.2f} s, {started:5.1f} s to start, {device}", flush=True)
             if number == 0:
-                ids, vectors = vectors_of(folder / "store")
+                ids, vectors = stored_vectors(folder / "store")
                 right = right or (ids, vectors)
                 assert np.array_equal(ids, right[0]), "rows are missing"
                 least = float(np.einsum("ij,ij->i", vectors, right[1]).min())
-                same = int((vectors == right[1]).all(axis=1).sum())
+                same = len(ids) - different_bits(vectors, right[1])
                 print(
                     f"    {len(ids):,} vectors; to those of one GPU least cosine {least:.6f}, {same:,} the same",
                     flush=True,
@@ -168,12 +164,11 @@ def lose_a_worker(model: Path, folder: Path, table: DuckDBTable, options: argpar
             killed.append(progress)
             os.kill(workers_here()[0], signal.SIGKILL)
 
-    with ExitStack() as held:
-        workers = held.enter_context(on_ray(model, options, 1))
+    with on_ray(model, options, 1) as workers:
         workers.wait_for(options.gpus)
         seconds, report = seconds_of(folder / "store", table, workers, progress=kill)
     assert killed, "the run was over before the worker was killed"
-    ids, _ = vectors_of(folder / "store")
+    ids, _ = stored_vectors(folder / "store")
     print(f"a worker killed after {killed[0].embedded:,} rows: {seconds:.2f} s, {len(ids):,} vectors of as many rows")
     print(f"  {report.standby_batches} shards done again; {report.engine_problem}")
     return {"after": killed[0].embedded, "seconds": seconds, "vectors": len(ids), "again": report.standby_batches}
@@ -190,18 +185,6 @@ def workers_here() -> list[int]:
         if _OF_EACH_WORKER.match(title):
             found.append(int(folder.name))
     return sorted(found)
-
-
-def vectors_of(root: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Ids in order, and their vectors."""
-    with VectorStore.open(root, collection="texts") as store:
-        generation = store.current()
-        assert generation is not None
-        rows = duckdb.sql(f"SELECT id::BIGINT AS id, vector FROM ({generation.live_sql()}) ORDER BY 1").to_arrow_table()
-    vectors = rows["vector"].combine_chunks().flatten().to_numpy().reshape(rows.num_rows, -1)
-    ids = rows["id"].to_numpy()
-    assert len(np.unique(ids)) == len(ids), "a row is live twice"
-    return ids, vectors
 
 
 if __name__ == "__main__":

@@ -21,12 +21,11 @@ from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-import duckdb
 import numpy as np
-import pyarrow as pa
 from paired import compare
 from ray.cluster_utils import Cluster
 from results import JSON_OPTION, Row, write_results
+from stored import different_bits, stored_vectors, write_texts
 from texts import mixed_texts
 
 from fletcher_core import Embedder
@@ -55,7 +54,7 @@ def main() -> None:
     cluster = Cluster(initialize_head=True, head_node_args=_ONE_CPU)
     try:
         cluster.add_node(**_ONE_CPU)
-        table = build_table(folder / "texts.duckdb", options.rows)
+        table = write_texts(folder / "texts.duckdb", mixed_texts(options.rows))
         rows = measured(folder, table, cluster.address, options)
         if options.lose:
             lose_a_node(folder, table, cluster)
@@ -71,9 +70,9 @@ def measured(folder: Path, table: DuckDBTable, address: str, options: argparse.N
         alone.append(seconds_of(folder / f"alone-{n}", table, ["0 of 2", "1 of 2"]))
         on_ray.append(seconds_of(folder / f"ray-{n}", table, [address]))
         print(f"  round {n + 1}: two processes {alone[-1]:.2f} s, two Ray nodes {on_ray[-1]:.2f} s", flush=True)
-    expected, found = vectors_of(folder / "alone-0"), vectors_of(folder / "ray-0")
-    assert expected.keys() == found.keys()
-    different = sum(found[key] != expected[key] for key in expected)
+    (ids, expected), (same_ids, found) = stored_vectors(folder / "alone-0"), stored_vectors(folder / "ray-0")
+    assert np.array_equal(ids, same_ids)
+    different = different_bits(expected, found)
     verdict = compare(alone, on_ray)
     print(f"{options.rows} rows: {len(found)} vectors, {different} of them other than without Ray")
     print(f"  two processes  {options.rows / min(alone):8.1f} texts/s  {min(alone):7.2f} s")
@@ -127,31 +126,14 @@ def lose_a_node(folder: Path, table: DuckDBTable, cluster: Any) -> None:
         workers.wait_for(2)
         report = materialize(table, embedder=workers, store=store, progress=kill)
     assert killed, "the run was over before the node was killed"
-    same = vectors_of(folder / "lost") == vectors_of(folder / "ray-0")
+    (ids, vectors), (same_ids, expected) = stored_vectors(folder / "lost"), stored_vectors(folder / "ray-0")
+    same = np.array_equal(ids, same_ids) and not different_bits(vectors, expected)
     print(f"a node killed after {killed[0].embedded} rows: {time.perf_counter() - began:.1f} s in all")
     print(f"  {report.rows_in_store} rows, vectors {'the same' if same else 'NOT the same'}; {said(report)}")
 
 
 def said(report: RunReport) -> str:
     return f"{report.standby_batches} shards done again; {report.engine_problem}"
-
-
-def vectors_of(root: Path) -> dict[str, bytes]:
-    with VectorStore.open(root, collection="texts") as store:
-        generation = store.current()
-        assert generation is not None
-        rows = duckdb.sql(f"SELECT id, vector FROM ({generation.live_sql()})").to_arrow_table()
-    vectors = rows["vector"].combine_chunks().flatten().to_numpy().reshape(rows.num_rows, -1)
-    found = dict(zip(rows["id"].to_pylist(), map(np.ndarray.tobytes, vectors), strict=True))
-    assert len(found) == rows.num_rows, "a row is live twice"
-    return found
-
-
-def build_table(path: Path, rows: int) -> DuckDBTable:
-    texts = pa.table({"id": range(rows), "text": mixed_texts(rows)})  # noqa: F841 - DuckDB reads it
-    with duckdb.connect(str(path)) as connection:
-        connection.execute("CREATE TABLE texts AS FROM texts")
-    return DuckDBTable(path, "texts")
 
 
 if __name__ == "__main__":
