@@ -6,6 +6,7 @@ sequence numbers.
 
 import errno
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -407,9 +408,12 @@ class Generation:
         return segment
 
     def _to_merge(self, partition_key: str, max_segments: int, live_rows: int | None) -> list[Path]:
-        stored = self.manifest.upserts(self.name, partition_key)
+        sizes, stored = Counter[Path](), 0
+        for segment in self.segments(partition_key):
+            sizes[segment.file] += segment.bytes
+            stored += segment.upserts
         replaced = 1 - live_rows / stored if live_rows is not None and stored else 0.0
-        return files_to_merge(self.manifest.file_sizes(self.name, partition_key), max_segments, replaced)
+        return files_to_merge(sizes, max_segments, replaced)
 
     def _compact(self, partition_key: str, files: Sequence[Path]) -> CompactionReport:
         self.place.present(files)

@@ -172,23 +172,6 @@ class Manifest:
         )
         return [self._root / file for (file,) in rows]
 
-    def file_sizes(self, generation: str, partition_key: str) -> dict[Path, int]:
-        """Bytes of each of a partition's files, in the order of their first sequences."""
-        rows = self._database.read(
-            "SELECT file, sum(bytes) FROM segments WHERE generation = ? AND partition_key = ? GROUP BY file "
-            "ORDER BY min(first_sequence)",
-            (generation, partition_key),
-        )
-        return {self._root / file: size for file, size in rows}
-
-    def upserts(self, generation: str, partition_key: str) -> int:
-        """Rows of a partition's files that are no deletes, whether later ones replaced them or not."""
-        ((count,),) = self._database.read(
-            "SELECT coalesce(sum(upserts), 0) FROM segments WHERE generation = ? AND partition_key = ?",
-            (generation, partition_key),
-        )
-        return int(count)
-
     def files_in(self, folder: Path) -> list[Path]:
         """Files of segments in a partition's folder, at a cost that does not grow with the number of partitions."""
         within = f"{self._name(folder)}/"
