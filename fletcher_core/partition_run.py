@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -226,10 +226,8 @@ class PartitionRun:
             return
         run = self.run
         check_room(run.store.root, rows.nbytes, run.settings.min_free_bytes, f"the commit of {rows.num_rows} rows")
-        began = time.perf_counter()
-        with run.clock.measuring("write"):
+        with self._writing():
             run.generation.write_segment(self.partition.key, rows, run.run_id)
-        self.tally.add_seconds({"write": time.perf_counter() - began})
         self.committed += rows.num_rows
         run.notify()
 
@@ -237,10 +235,8 @@ class PartitionRun:
         """Commits rows that are in a segment's file already."""
         run, (entry,) = self.run, segment.footer.segments
         check_room(run.store.root, 0, run.settings.min_free_bytes, "the commit of a segment")
-        began = time.perf_counter()
-        with run.clock.measuring("write"):
+        with self._writing():
             run.generation.adopt(segment)
-        self.tally.add_seconds({"write": time.perf_counter() - began})
         self.committed += entry.upserts + entry.deletes
         run.notify()
 
@@ -267,6 +263,14 @@ class PartitionRun:
         """The run ends before its time: let go of the lock."""
         self.held.close()
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Counts the block's seconds as writing: the run's and the partition's."""
+        began = time.perf_counter()
+        with self.run.clock.measuring("write"):
+            yield
+        self.tally.add_seconds({"write": time.perf_counter() - began})
+
     def _set_aside(self, rows: pa.Table, fingerprint: str | None = None) -> None:
         self.run.store.quarantine.write(
             rows, run_id=self.run.run_id, partition_key=self.partition.key, fingerprint=fingerprint
@@ -290,10 +294,8 @@ class PartitionRun:
             self.note = f"{self.note}; {dropped}" if self.note else dropped
             for stored in outdated:
                 self._retire(generation.name, stored)
-        began = time.perf_counter()
-        with run.clock.measuring("write"):
+        with self._writing():
             generation.compact_if_needed(key, run.settings.max_segments, self.content.count)
-        self.tally.add_seconds({"write": time.perf_counter() - began})
         if run.settings.on_missing == "keep" or self.remaining or self.put_off:
             self._keep_quarantined()
         run.store.quarantine.retain(key, run.run_id)
