@@ -254,10 +254,10 @@ def main() -> int:
             else:
                 run(number - len(kept), *burst(saved["seed"], saved["case"], saved["only"]))
         began, case = time.monotonic(), options.case or 0
-        while not case or options.case is not None or time.monotonic() - began < options.seconds:
+        while True:  # one at least
             run(case, *burst(options.seed, case, options.only))
             case += 1
-            if options.case is not None:
+            if options.case is not None or time.monotonic() - began >= options.seconds:
                 break
     finally:
         status = service.end()
